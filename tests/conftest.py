@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from oxherd.embedded.engine import Engine
+from oxherd.embedded.model import Model
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
 from oxherd.errors import EmbeddedUnavailable
@@ -61,3 +62,10 @@ def database_url(postgres: Postgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield postgres.create_database(name)
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    """One tiny language model for the whole run."""
+    with started(Model) as engine:
+        yield engine

@@ -174,7 +174,7 @@ class Engine(ABC):
         self._data.parent.mkdir(parents=True, exist_ok=True)
 
     def _take_lock(self) -> int:
-        """Open the folder's lock; the engine inherits it, so it is taken until the last of its children ends."""
+        """Open the folder's lock. The engine inherits it: it is taken until its last child has ended."""
         handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + self.stop_timeout
         while True:
