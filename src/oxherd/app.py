@@ -1,0 +1,291 @@
+"""The only place that builds things: settings and a herd in, running services out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from oxherd import __version__
+from oxherd.clock import mono
+from oxherd.errors import AppImportError, RedisRefused, RedisUnreachable, UsageError
+from oxherd.herd import Herd, echo
+from oxherd.queue.admin import Admin
+from oxherd.queue.connection import Link
+from oxherd.queue.keys import Keys
+from oxherd.queue.producer import Producer
+from oxherd.settings import Secret, Settings
+from oxherd.store import Store
+from oxherd.telemetry import logs
+from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
+from oxherd.telemetry.metrics import Metrics
+from oxherd.worker.handlers import Handler, make_handler
+from oxherd.worker.health import Facts, Health
+from oxherd.worker.worker import Limits, Worker
+
+OLDEST_REDIS = (6, 2)
+
+
+def load_herd(path: str | None) -> Herd:
+    """Import the product's herd.
+
+    Parameters:
+        path: `module:attribute`, such as `myapp.jobs:herd`; None is an empty herd (the built-in jobs only).
+
+    Raises:
+        AppImportError: with the real cause and where was searched.
+    """
+    if path is None:
+        return Herd()
+    module_name, _, attribute = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    herd = getattr(_import(module_name, path), attribute or "herd", None)
+    if not isinstance(herd, Herd):
+        found = "nothing" if herd is None else f"a {type(herd).__name__}"
+        raise AppImportError(f"--app {path}: {attribute or 'herd'} must be a Herd, it is {found}", hint=f"herd = Herd() in {module_name}")
+    return herd
+
+
+def _import(module_name: str, path: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            searched = "\n".join(f"  {entry}" for entry in sys.path if entry)
+            raise AppImportError(f"--app {path}: no module {error.name!r}. Searched:\n{searched}", hint="run it from your project's folder") from None
+        raise AppImportError(f"--app {path}: {module_name} imports {error.name!r}, which is not installed", hint=f"install {error.name}") from error
+    except Exception as error:  # the user's module failed while it was imported: show them their own stack
+        stack = "".join(traceback.format_exception(error)[-4:])
+        raise AppImportError(f"--app {path}: importing {module_name} failed:\n{stack}") from error
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The key names of the configured queue."""
+    return Keys(settings.job_queue_name, settings.job_queue_prefix)
+
+
+@contextlib.asynccontextmanager
+async def queue_client(settings: Settings) -> AsyncIterator[tuple[Producer, Admin]]:
+    """A producer and an admin of the configured queue, for commands. Raises RedisUnreachable, RedisRefused."""
+    link, keys = Link(settings.redis_url, "cli"), keys_of(settings)
+    await link.start()
+    try:
+        yield Producer(link, keys), Admin(link, keys)
+    finally:
+        await link.stop()
+
+
+def build_store(settings: Settings) -> Store | None:
+    """The configured store, Postgres preferred, not started; None where none is configured."""
+    if settings.database_url is not None:
+        from oxherd.store.postgres import PostgresStore  # noqa: PLC0415  a REST worker has no use for asyncpg
+
+        return PostgresStore(settings.database_url.reveal())
+    if settings.supabase_url is not None and settings.supabase_service_role_key is not None:
+        from oxherd.store.supabase import SupabaseStore  # noqa: PLC0415  nor a Postgres one for this
+
+        return SupabaseStore(settings.supabase_url, settings.supabase_service_role_key)
+    return None
+
+
+class Service:
+    """A whole worker process: store, agents, worker, HTTP; started in this order, stopped in reverse.
+
+    Parameters:
+        settings: the parsed variables.
+        herd: the product's handlers and agents.
+        store: where runs are recorded, or None with --no-store.
+        limits: the worker's numbers; from the settings when left out.
+    """
+
+    def __init__(self, settings: Settings, herd: Herd, *, store: Store | None, limits: Limits | None = None) -> None:
+        from oxherd.agents import Agents  # noqa: PLC0415
+
+        self._settings = settings
+        self._began = mono()
+        self._store = store
+        self._agents = Agents.build(
+            settings.openrouter_base_url, settings.openrouter_api_key, known=herd.agents, lookup=store.agent if store else None
+        )
+        handlers = {**herd.handlers, **self._built_in()}
+        self.metrics = Metrics(handlers)
+        self.worker = Worker(
+            settings.redis_url, keys_of(settings), handlers,
+            store=store, runner=self._agents.run, limits=limits or limits_of(settings),
+        )  # fmt: skip
+        facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
+        self.health = Health(self.worker, store, facts)
+        self._stops: list[Callable[[], Awaitable[Any]]] = []
+        self.port = 0
+
+    def _built_in(self) -> dict[str, Handler]:
+        return {"agent.run": make_handler("agent.run", self._agents.handle), "oxherd.echo": make_handler("oxherd.echo", echo)}
+
+    async def start(self) -> None:
+        """Start everything; a failure stops what was started and is raised.
+
+        Raises:
+            Unreachable, RedisRefused, UsageError: naming what is missing and the fix.
+        """
+        self._listen()
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
+        from oxherd.web.app import Server  # noqa: PLC0415  0.2 s of imports, while the connections come up
+
+        if self._store is not None:
+            await self._store.start()
+            self._stops.append(self._store.stop)
+        self._stops.append(self._agents.close)
+        await self.worker.start()
+        version = await self._look_around(self.worker.consumer.link)
+        server = Server(self._settings.host, self._settings.port, self.health.report, self._metrics_page)
+        await server.start()
+        self._stops.append(server.stop)
+        self.port = server.port
+        self._announce(version)
+
+    async def close(self) -> None:
+        """Stop the rest after the worker has stopped: HTTP, agents, store. Twice is fine."""
+        await self.worker.stop(grace=0)
+        while self._stops:
+            await self._stops.pop()()
+
+    def _listen(self) -> None:
+        detach = self.metrics.attach()
+        leases = self.worker.leases
+        self.metrics.watch(
+            in_flight=lambda: len(self.worker.running),
+            loop_lag=lambda: leases.loop_lag,
+            lease_lag=lambda: leases.lag,
+            store_waiting=(lambda: store.waiting) if (store := self._store) is not None else None,
+        )
+
+        async def quiet() -> None:
+            detach()
+
+        self._stops.append(quiet)
+
+    async def _metrics_page(self) -> bytes:
+        if self.worker.consumer.link.is_up:
+            with contextlib.suppress(RedisUnreachable, RedisRefused):
+                self.metrics.set_depths(await Admin(self.worker.consumer.link, self.worker.keys).counts())
+        return self.metrics.render()
+
+    async def _look_around(self, link: Link) -> str:
+        """Warn about surroundings in which BullMQ loses jobs; returns Redis's version."""
+        version = "unknown"
+        with contextlib.suppress(RedisRefused):  # hosted Redis may refuse INFO and CONFIG
+            info = _info(await link.call(b"INFO", b"server"))
+            version = info.get("valkey_version") or info.get("redis_version") or version
+            _warn_of_version(info.get("redis_version", ""))
+        with contextlib.suppress(RedisRefused):
+            reply = await link.call(b"CONFIG", b"GET", b"maxmemory-policy")
+            _warn_of_policy(reply[1].decode() if reply else "noeviction")
+        with contextlib.suppress(RedisRefused):
+            await _warn_of_other_prefixes(link, self.worker.keys)
+        return version
+
+    def _announce(self, redis_version: str) -> None:
+        emit(
+            WorkerStarted(
+                queue=self._settings.job_queue_name,
+                concurrency=self.worker.limits.concurrency,
+                version=__version__,
+                commit=self._settings.railway_git_commit_sha[:12],
+                redis=self._settings.redis_url.shown,
+                redis_version=redis_version,
+                store=self._store.kind if self._store else "none",
+                handlers=tuple(sorted(self.worker.executor.handlers)),
+                seconds=round(mono() - self._began, 3),
+            )
+        )
+        if self._store is None:
+            emit(WorkerWarned(message="--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"))
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The worker's numbers from the settings."""
+    return Limits(
+        concurrency=settings.job_concurrency,
+        timeout=settings.job_timeout,
+        idle_timeout=settings.job_idle_timeout,
+        crash_limit=settings.job_crash_limit,
+    )
+
+
+def listen_to_logs(settings: Settings) -> Callable[[], None]:
+    """Write log lines from now on, with all secrets of the settings masked. Returns a function that stops it."""
+    secrets = [value for name in Settings.__slots__ if isinstance(value := getattr(settings, name), Secret)]
+    if settings.redis_url and settings.redis_url.password is not None:
+        secrets.append(settings.redis_url.password)
+    return logs.configure(settings.log_level, settings.log_format, secrets=secrets)
+
+
+async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> None:
+    """Run a worker until a signal stops it.
+
+    Raises:
+        UsageError: no store is configured and `no_store` was not asked for.
+    """
+    from oxherd.worker.shutdown import Shutdown  # noqa: PLC0415
+
+    store = None if no_store else build_store(settings)
+    if store is None and not no_store:
+        raise UsageError("no store is configured", hint="set DATABASE_URL, or start with --no-store")
+    service = Service(settings, herd, store=store)
+    await service.start()
+    shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
+    shutdown.install()
+    try:
+        await shutdown.wait()
+    finally:
+        await service.close()
+
+
+def run_loop(main: Awaitable[Any]) -> Any:
+    """Run a coroutine on uvloop, to its end."""
+    import uvloop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)  # type: ignore[arg-type]
+
+
+def _info(raw: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines())
+    return {name: value for name, mark, value in lines if mark}
+
+
+def _warn_of_version(version: str) -> None:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers and numbers < OLDEST_REDIS:
+        emit(WorkerWarned(message=f"Redis {version} is older than 6.2: BullMQ's scripts are not tested on it; upgrade Redis"))
+
+
+def _warn_of_policy(policy: str) -> None:
+    if policy != "noeviction":
+        emit(
+            WorkerWarned(
+                message=f"Redis's maxmemory-policy is {policy}: when memory runs out it deletes jobs; set it to noeviction"
+            )
+        )
+
+
+async def _warn_of_other_prefixes(link: Link, keys: Keys) -> None:
+    """A queue of this name under another prefix: the usual reason for "my jobs are not picked up"."""
+    _, found = await link.call(b"SCAN", 0, b"MATCH", f"*:{keys.queue}:meta", b"COUNT", 10_000)
+    others = sorted({key.decode() for key in found} - {keys.meta.decode()})
+    if others:
+        prefixes = ", ".join(key.removesuffix(f":{keys.queue}:meta") for key in others)
+        emit(WorkerWarned(message=f"queue {keys.queue} also exists under the prefix {prefixes}; producers there are not served: JOB_QUEUE_PREFIX sets ours"))

@@ -1,0 +1,15 @@
+"""Two clocks that are never mixed up: wall time is stored, monotonic time is measured."""
+
+from __future__ import annotations
+
+import time
+
+
+def wall_ms() -> int:
+    """Milliseconds since the Unix epoch. For what is stored or sent; it may jump."""
+    return time.time_ns() // 1_000_000
+
+
+def mono() -> float:
+    """Seconds on a clock that never jumps. For measuring; meaningless outside this process."""
+    return time.monotonic()

@@ -1,0 +1,234 @@
+"""What a handler is given: its job, durable steps, progress, logs, agents."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol, get_type_hints
+
+from pydantic import TypeAdapter
+
+from oxherd.clock import mono, wall_ms
+from oxherd.codec import decode, encode
+from oxherd.errors import JobCancelled, StepRepeated
+from oxherd.job import Job
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens and money of a run so far. `cost_usd` is None once any part of it is unknown: unknown is never 0."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal | None = field(default_factory=Decimal)
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def add(self, other: Usage) -> None:
+        """Add another call's usage to this one."""
+        self.calls += other.calls
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        known = self.cost_usd is not None and other.cost_usd is not None
+        self.cost_usd = self.cost_usd + other.cost_usd if known else None  # type: ignore[operator]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished, journaled step of a run.
+
+    Attributes:
+        key: its name, unique within the run.
+        inputs: BLAKE2b of its arguments, hex, to notice a changed program.
+        output: its result as JSON.
+        kind: step, model or tool.
+        usage: what it cost, or None where it is not a paid call.
+        attempt: the fencing number of the attempt that ran it.
+        started_at: wall ms.
+        ms: how long it took.
+    """
+
+    key: str
+    inputs: str
+    output: bytes
+    kind: str
+    usage: Usage | None
+    attempt: int
+    started_at: int
+    ms: float
+
+
+class Journal(Protocol):
+    """Where one run's steps are kept."""
+
+    def find(self, key: str) -> Step | None:
+        """The finished step of that name from an earlier attempt, if there is one."""
+
+    async def save(self, step: Step) -> None:
+        """Keep a step. Returns when it is durable. Raises LeaseLost where a later attempt has begun."""
+
+
+class Wire(Protocol):
+    """What a context needs from the queue."""
+
+    async def update_progress(self, job: Job, value: Any) -> None:
+        """Publish progress."""
+
+    async def add_log(self, job: Job, text: str) -> None:
+        """Append a line to the job's log."""
+
+    async def children_values(self, job: Job) -> dict[str, Any]:
+        """Results of the finished children by their Redis key."""
+
+
+AgentRunner = Callable[["Context", Any, Any], Any]
+
+
+class Context:
+    """Handed to every handler and tool.
+
+    Attributes:
+        job: the job as it was fetched.
+        tenant: the payload's `tenant`, or None.
+        usage: tokens and money of this run, replayed steps included.
+    """
+
+    __slots__ = ("_cancelled", "_journal", "_runner", "_seen", "_wire", "alive_at", "job", "tenant", "usage")
+
+    def __init__(self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None) -> None:
+        self.job = job
+        self.tenant = tenant
+        self.usage = Usage()
+        self.alive_at = mono()
+        self._journal = journal
+        self._wire = wire
+        self._runner = runner
+        self._seen: set[str] = set()
+        self._cancelled: str | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self.job.attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, timed out or lost its lease. For handlers that run in a thread."""
+        return self._cancelled is not None
+
+    def check(self) -> None:
+        """Raise JobCancelled if the job should stop. Call it in loops of handlers that run in a thread."""
+        if self._cancelled is not None:
+            raise JobCancelled(self._cancelled)
+
+    def cancel(self, reason: str) -> None:
+        """Mark the job as to be stopped (the worker calls this)."""
+        self._cancelled = reason
+
+    async def step(
+        self, name: str, function: Callable[..., Any], *args: Any, kind: str = "step", usage: Usage | None = None, **kwargs: Any
+    ) -> Any:
+        """Run `function(*args, **kwargs)` once and for all: a later attempt gets the kept result instead.
+
+        Parameters:
+            name: unique within the run, the same on every attempt.
+            function: async or plain (plain ones run in a thread). Its result must be JSON-able; with a return
+                annotation the result comes back as that type, otherwise as plain data.
+            kind: step, model or tool, for the timeline.
+            usage: filled in by `function` while it runs, for paid calls.
+
+        Raises:
+            StepRepeated: the name was used before in this run.
+            ResultInvalid: the result can't be written as JSON.
+            LeaseLost: another worker has the job; nothing was written.
+        """
+        self.check()
+        if name in self._seen:
+            raise StepRepeated(f"step {name!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'")
+        self._seen.add(name)
+        done = self._journal.find(name)
+        if done is None:
+            done = await self._run_step(name, function, args, kwargs, kind, usage)
+        self.alive_at = mono()
+        if done.usage is not None:
+            self.usage.add(done.usage)
+        return _typed(function, done.output)
+
+    async def _run_step(
+        self, name: str, function: Callable[..., Any], args: Any, kwargs: Any, kind: str, usage: Usage | None
+    ) -> Step:
+        started_at, begun = wall_ms(), mono()
+        value = await _call(function, args, kwargs)
+        step = Step(
+            key=name,
+            inputs=_digest(args, kwargs),
+            output=encode(value, what=f"the result of step {name!r}"),
+            kind=kind,
+            usage=usage,
+            attempt=self.job.fence,
+            started_at=started_at,
+            ms=(mono() - begun) * 1000,
+        )
+        await self._journal.save(step)
+        return step
+
+    async def run(self, agent: Any, input: Any) -> Any:
+        """Run an agent; each of its model and tool calls is a step.
+
+        Parameters:
+            agent: an `Agent`, the name of one, or an inline definition (a dict).
+            input: text, or a list of chat messages.
+
+        Returns:
+            A `Run` with `output`, `messages`, `usage` and `steps`.
+        """
+        return await self._runner(self, agent, input)
+
+    async def progress(self, value: float | dict[str, Any] | str) -> None:
+        """Publish progress, as a number or an object; BullMQ's QueueEvents and `--wait` show it."""
+        self.alive_at = mono()
+        await self._wire.update_progress(self.job, value)
+
+    async def log(self, text: str) -> None:
+        """Append a line to the job's log, which Bull Board and `oxherd jobs show` display."""
+        self.alive_at = mono()
+        await self._wire.add_log(self.job, text)
+
+    async def children(self) -> dict[str, Any]:
+        """Results of the job's finished children by their key, such as `bull:agent-jobs:42`."""
+        return await self._wire.children_values(self.job)
+
+    def idempotency_key(self, name: str) -> str:
+        """The same key on every attempt of this job, for outside effects that must not happen twice."""
+        return hashlib.blake2b(f"{self.job.id}@{self.job.timestamp}/{name}".encode(), digest_size=16).hexdigest()
+
+
+async def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await function(*args, **kwargs)
+    value = await asyncio.to_thread(function, *args, **kwargs)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _digest(args: Any, kwargs: Any) -> str:
+    try:
+        text = encode([list(args), kwargs])
+    except Exception:  # noqa: BLE001  arguments that JSON can't hold (a client, the context) still get a stable hash
+        text = repr([type(value).__qualname__ for value in [*args, *kwargs.values()]]).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _typed(function: Callable[..., Any], output: bytes) -> Any:
+    try:
+        wanted = get_type_hints(function).get("return", Any)
+    except Exception:  # noqa: BLE001  a callable object or an unresolvable annotation: plain data then
+        wanted = Any
+    return decode(output) if wanted in (Any, None, type(None)) else TypeAdapter(wanted).validate_json(output)

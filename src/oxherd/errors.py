@@ -1,0 +1,175 @@
+"""Every error Oxherd raises, as one tree.
+
+    OxherdError                     hint: what to do next; exit_code: what the command line returns
+    ├── UsageError                  the command or its arguments are wrong                            2
+    │   ├── SettingsError           one or more variables are missing or malformed (all listed)       2
+    │   └── AppImportError          `--app module:herd` could not be loaded                           2
+    ├── Unreachable                 a service did not answer                                          3
+    │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
+    │   └── StoreUnreachable        Postgres or Supabase did
+    ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
+    ├── StoreRefused                the database refused a row for what is in it                      1
+    ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
+    ├── JobNotFound                 no job with that id on the queue                                  1
+    ├── JobStateError               the job is not in the state the action needs                      1
+    └── JobError                    how a job can end other than by returning                         1
+        ├── Fatal                   fail now, whatever attempts are left (UnrecoverableError)
+        │   ├── PayloadInvalid      the job's data does not fit the handler's type
+        │   ├── UnknownJob          no handler has this job's name
+        │   ├── ResultInvalid       the handler's return value cannot be written as JSON
+        │   ├── StepRepeated        the same step name twice in one run
+        │   └── Quarantined         the job keeps killing its workers
+        ├── RetryLater              try again after `seconds`; no attempt is spent
+        ├── WaitForChildren         park the job until its children have finished
+        ├── JobTimeout              the total or idle time limit passed
+        ├── JobCancelled            somebody cancelled the job
+        └── LeaseLost               another worker owns the job now: stop, write nothing
+"""
+
+from __future__ import annotations
+
+
+class OxherdError(Exception):
+    """Base of all errors raised on purpose.
+
+    Parameters:
+        message: one sentence for a person, never holding a secret's value.
+        hint: what to do next, or an empty string.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OxherdError):
+    """The command or one of its arguments is wrong."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """One or more variables are missing or malformed.
+
+    Parameters:
+        faults: one line per variable: its name, what is wrong with its shape, the fix.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        noun = "variable is" if len(faults) == 1 else "variables are"
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        super().__init__(f"{len(faults)} {noun} missing or malformed:\n{lines}", hint="docs/settings.md lists them all")
+        self.faults = faults
+
+
+class AppImportError(UsageError):
+    """`--app module:herd` could not be loaded."""
+
+
+class Unreachable(OxherdError):
+    """A service did not answer."""
+
+    exit_code = 3
+
+
+class RedisUnreachable(Unreachable):
+    """Redis refused, timed out or dropped the connection."""
+
+
+class StoreUnreachable(Unreachable):
+    """The database refused, timed out or dropped the connection."""
+
+
+class RedisRefused(OxherdError):
+    """Redis answered with an error.
+
+    Parameters:
+        code: the first word of Redis's error, such as `READONLY`, `OOM` or `NOSCRIPT`.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, code: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class StoreRefused(OxherdError):
+    """The database refused a row for what is in it; writing it again would not help."""
+
+
+class EmbeddedUnavailable(OxherdError):
+    """An embedded engine has no wheel for this machine, or did not start."""
+
+    exit_code = 3
+
+
+class JobNotFound(OxherdError):
+    """No job with that id on the queue."""
+
+
+class JobStateError(OxherdError):
+    """The job is not in the state that the action needs."""
+
+
+class JobError(OxherdError):
+    """How a job can end other than by returning."""
+
+
+class Fatal(JobError):
+    """Raise it in a handler to fail the job now, whatever attempts are left."""
+
+
+class PayloadInvalid(Fatal):
+    """The job's data does not fit the handler's type."""
+
+
+class UnknownJob(Fatal):
+    """No handler has this job's name."""
+
+
+class ResultInvalid(Fatal):
+    """The handler's return value cannot be written as JSON."""
+
+
+class StepRepeated(Fatal):
+    """The same step name was used twice in one run."""
+
+
+class Quarantined(Fatal):
+    """The job was taken out of circulation because its workers keep dying while they run it."""
+
+
+class RetryLater(JobError):
+    """Raise it in a handler to be run again later without spending an attempt.
+
+    Parameters:
+        seconds: how long to wait, in seconds, such as an HTTP `Retry-After`.
+        reason: why, for the log and the job's `failedReason`.
+    """
+
+    def __init__(self, seconds: float, reason: str = "asked to be retried later") -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class WaitForChildren(JobError):
+    """Raise it in a handler after adding children: the job is run again when all have finished."""
+
+    def __init__(self) -> None:
+        super().__init__("waiting for its children")
+
+
+class JobTimeout(JobError):
+    """The job's total or idle time limit passed."""
+
+
+class JobCancelled(JobError):
+    """Somebody cancelled the job."""
+
+
+class LeaseLost(JobError):
+    """Another worker owns the job now: stop at once and write nothing."""

@@ -1,0 +1,1 @@
+"""BullMQ's wire protocol and nothing else: keys, scripts, connection, producer, consumer, admin."""

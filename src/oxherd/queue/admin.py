@@ -1,0 +1,188 @@
+"""Looking at the queue and acting on it from outside: counts, lists, retry, cancel, remove, the intake gate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+
+from oxherd.clock import wall_ms
+from oxherd.errors import JobNotFound, JobStateError
+from oxherd.job import Job, State
+from oxherd.queue.connection import Link
+from oxherd.queue.consumer import parse
+from oxherd.queue.keys import Keys
+from oxherd.queue.scripts import script
+
+STATES = tuple(State)
+CANCEL_KEPT_MS = 3_600_000  # a cancel request outlives its message, for workers that reconnect
+
+
+class Admin:
+    """Inspection and control of one queue over a link it is given."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    async def counts(self) -> dict[str, int]:
+        """How many jobs are in each state; `wait` includes those a BullMQ v5 pause parked in `paused`."""
+        names = [state.value for state in STATES]
+        numbers = await self._link.run(script("getCounts"), self._keys.base, *names, "paused")
+        counts = dict(zip([*names, "paused"], numbers, strict=True))
+        counts["wait"] += counts.pop("paused")
+        return counts
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """One job for people: its fields decoded, its state, its log lines. Raises JobNotFound."""
+        state, fields, logs = await asyncio.gather(
+            self.state(job_id),
+            self._link.call(b"HGETALL", self._keys.job(job_id)),
+            self._link.call(b"LRANGE", self._keys.job(job_id) + b":logs", 0, -1),
+        )
+        if not fields:
+            raise JobNotFound(f"no job {job_id} on queue {self._keys.queue}", hint="oxherd jobs list")
+        return {**_view(job_id, fields), "state": state, "logs": [line.decode("utf-8", "replace") for line in logs]}
+
+    async def state(self, job_id: str) -> str:
+        """BullMQ's word for where the job is (`wait` for waiting), or `unknown`."""
+        k = self._keys
+        found: bytes = await self._link.run(
+            script("getStateV2"), k.completed, k.failed, k.delayed, k.active, k.wait, k.paused, k.waiting_children,
+            k.prioritized, job_id, k.job(job_id),
+        )  # fmt: skip
+        state = found.decode()
+        return "wait" if state == "waiting" else state
+
+    async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
+        """Jobs of one state, the next to run or the newest finished first."""
+        ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
+        reply = await self._link.run(script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, state)
+        return [{**_view(job_id.decode(), fields), "state": state} for job_id, fields in reply[0]]
+
+    async def retry(self, job_id: str) -> None:
+        """Put a failed or completed job back to be run again; a failed one with its attempts counted anew.
+
+        A completed one keeps its count: that is how its worker tells a wanted second run from the end of a first one
+        that died after it had stored its result.
+
+        Raises:
+            JobNotFound, JobStateError: it is not there, or neither failed nor completed.
+        """
+        state = await self.state(job_id)
+        if state not in (State.FAILED, State.COMPLETED):
+            if state == "unknown":
+                raise JobNotFound(f"no job {job_id} on queue {self._keys.queue}")
+            raise JobStateError(f"job {job_id} is {state}; only failed or completed jobs can be retried")
+        k = self._keys
+        fields = await self._link.call(b"HGETALL", k.job(job_id))
+        job = parse(job_id, fields, "")
+        code = await self._link.run(
+            script("reprocessJob"), k.job(job_id), k.events, k.state(state), k.wait, k.meta, k.active, k.marker,
+            k.prioritized, k.pc, job_id, "RPUSH" if job.opts.get("lifo") else "LPUSH",
+            "failedReason" if state == State.FAILED else "returnvalue", state, b"1" if state == State.FAILED else b"0", b"0",
+        )  # fmt: skip
+        if code != 1:
+            raise JobStateError(f"job {job_id} changed its state meanwhile; look again with: oxherd jobs show {job_id}")
+
+    async def cancel(self, job_id: str) -> str:
+        """Cancel a job wherever it is: a running one is stopped by its worker, a waiting one is removed.
+
+        Returns:
+            `stopping` or `removed`.
+
+        Raises:
+            JobNotFound, JobStateError: it is not there, or has already finished.
+        """
+        state = await self.state(job_id)
+        if state == "unknown":
+            raise JobNotFound(f"no job {job_id} on queue {self._keys.queue}")
+        if state in (State.COMPLETED, State.FAILED):
+            raise JobStateError(f"job {job_id} has already {state}")
+        if state != State.ACTIVE and await self.remove(job_id):
+            return "removed"
+        await self._link.call(b"ZADD", self._keys.cancels, wall_ms(), job_id)
+        await self._link.call(b"PEXPIRE", self._keys.cancels, CANCEL_KEPT_MS)
+        await self._link.call(b"PUBLISH", self._keys.control, f"cancel {job_id}")
+        return "stopping"
+
+    async def remove(self, job_id: str) -> bool:
+        """Remove a job that is not running, with its children. False: it runs right now."""
+        code: int = await self._link.run(script("removeJob"), self._keys.job(job_id), self._keys.repeat, job_id, 1, self._keys.base)
+        if code == -8:
+            raise JobStateError(f"job {job_id} belongs to a job scheduler; remove the scheduler instead")
+        return code == 1
+
+    async def promote(self, job_id: str) -> None:
+        """Run a delayed job now. Raises JobStateError where it is not delayed."""
+        k = self._keys
+        code = await self._link.run(
+            script("promote"), k.delayed, k.wait, k.paused, k.meta, k.prioritized, k.active, k.pc, k.events, k.marker, k.base, job_id
+        )
+        if code != 0:
+            raise JobStateError(f"job {job_id} is not delayed")
+
+    async def close_gate(self, reason: str) -> None:
+        """Stop all Oxherd workers of this queue from taking jobs. Touches no BullMQ key, unlike BullMQ's pause."""
+        await self._link.call(b"SET", self._keys.gate, reason)
+        await self._link.call(b"PUBLISH", self._keys.control, f"gate closed {reason}")
+
+    async def open_gate(self) -> None:
+        """Let them take jobs again."""
+        await self._link.call(b"DEL", self._keys.gate)
+        await self._link.call(b"PUBLISH", self._keys.control, "gate open")
+
+    async def gate(self) -> str | None:
+        """Why the gate is closed, or None while it is open."""
+        reason = await self._link.call(b"GET", self._keys.gate)
+        return None if reason is None else reason.decode()
+
+    async def events(self, since: str = "$") -> AsyncIterator[tuple[str, dict[str, str]]]:
+        """The queue's event stream from `since` on (`$`: from now). Blocks its link; give it one of its own."""
+        position = since
+        if since == "$":
+            newest = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", 1)
+            position = newest[0][0].decode() if newest else "0"
+        while True:
+            reply = await self._link.call(b"XREAD", b"COUNT", 500, b"BLOCK", 5000, b"STREAMS", self._keys.events, position)
+            for entry_id, flat in reply[0][1] if reply else ():
+                position = entry_id.decode()
+                words = [word.decode("utf-8", "replace") for word in flat]
+                yield position, dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _view(job_id: str, fields: list[bytes]) -> dict[str, Any]:
+    raw = dict(zip(fields[::2], fields[1::2], strict=True))
+    job: Job = parse(job_id, fields, "")
+    return {
+        "id": job_id,
+        "name": job.name,
+        "data": _json(job.raw),
+        "opts": job.opts,
+        "attempts_made": job.attempts_made,
+        "attempts": job.attempts,
+        "attempts_started": int(raw.get(b"ats") or 0),
+        "stalled": job.stalled,
+        "priority": job.priority,
+        "delay": job.delay,
+        "progress": _json(raw.get(b"progress")),
+        "returnvalue": _json(raw.get(b"returnvalue")),
+        "failed_reason": (raw.get(b"failedReason") or b"").decode("utf-8", "replace") or None,
+        "stacktrace": job.stacktrace,
+        "timestamp": job.timestamp,
+        "processed_on": job.processed_on or None,
+        "finished_on": int(raw.get(b"finishedOn") or 0) or None,
+        "parent": job.parent_key,
+        "scheduler": job.scheduler,
+    }
+
+
+def _json(raw: bytes | None) -> Any:
+    if raw is None:
+        return None
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return raw.decode("utf-8", "replace")

@@ -1,0 +1,419 @@
+"""Taking jobs off the queue and settling them: the hot path.
+
+One pipelined connection carries all scripts; a second one blocks on the queue's marker. Finishing a job and fetching
+the next is one script call. What every settle does when its reply is lost stands in `_was_applied`.
+Source: BullMQ `src/classes/worker.ts`, and the scripts' own headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+import orjson
+
+from oxherd.clock import wall_ms
+from oxherd.errors import LeaseLost, RedisRefused, RedisUnreachable
+from oxherd.job import Delay, Done, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.queue.connection import PASSING, Connection, Link
+from oxherd.queue.keys import Keys
+from oxherd.queue.scripts import script
+from oxherd.settings import RedisTarget
+
+PRELOAD = ("moveToActive", "moveToFinished", "moveToDelayed", "retryJob", "moveJobFromActiveToWait", "renewLeases")
+DEFAULT_STACKS = 10  # stack traces kept on a job whose producer set no stackTraceLimit
+STALLED_TOO_OFTEN = "job stalled more than allowable limit"  # what the scripts write into `defa`
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch brought.
+
+    Attributes:
+        job: the job, or None.
+        limited_ms: how long the queue's rate limiter holds all workers back; 0 for not at all.
+        due_ms: wall ms at which the next delayed job is due; 0 for none.
+    """
+
+    job: Job | None
+    limited_ms: int = 0
+    due_ms: int = 0
+
+
+NOTHING = Fetched(None)
+
+
+class Consumer:
+    """The consuming side of one queue.
+
+    Parameters:
+        target: where Redis is.
+        keys: the queue's key names.
+        worker: this worker's unique id, the first part of every lease's token.
+        name: what BullMQ shows as "processed by".
+        lock_ms: how long a lease lasts without renewal.
+        is_running: tells whether a job id is running here; found leases of ours that are not get adopted.
+        adopt: gets the jobs that were fetched for us while the reply was lost.
+    """
+
+    def __init__(
+        self,
+        target: RedisTarget,
+        keys: Keys,
+        *,
+        worker: str,
+        name: str,
+        lock_ms: int,
+        is_running: Callable[[str], bool],
+        adopt: Callable[[Job], None],
+    ) -> None:
+        self.keys = keys
+        self.worker = worker
+        self._lock_ms = lock_ms
+        self._is_running = is_running
+        self._adopt = adopt
+        self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
+        self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD)
+        self._blocking = Link(target, "marker")
+        k = keys
+        self._active_keys = (k.wait, k.active, k.prioritized, k.events, k.stalled, k.limiter, k.delayed, k.paused, k.meta, k.pc, k.marker)
+        self._finish_keys = (k.wait, k.active, k.prioritized, k.events, k.stalled, k.limiter, k.delayed, k.paused, k.meta, k.pc)
+        self._finished = {
+            "completed": (k.completed, k.base + b"metrics:completed"),
+            "failed": (k.failed, k.base + b"metrics:failed"),
+        }
+
+    async def start(self) -> None:
+        """Connect. Raises RedisUnreachable or RedisRefused."""
+        await self.link.start()
+        await self._blocking.start()
+
+    async def stop(self) -> None:
+        """Close both connections."""
+        await self._blocking.stop()
+        await self.link.stop()
+
+    # -- fetching
+
+    async def fetch(self, token: str) -> Fetched:
+        """Move the next job to active and lock it with `token`.
+
+        Raises:
+            RedisUnreachable: the reply was lost; a job that was fetched all the same is adopted on reconnection.
+        """
+        reply = await self.link.run(
+            script("moveToActive"), *self._active_keys, self.keys.base, wall_ms(), self._pack(token)
+        )
+        return self._fetched(reply, token)
+
+    async def wait_for_work(self, seconds: float) -> int | None:
+        """Block on the marker: returns its score (0 for work now, or wall ms when a delayed job is due), None on time-out.
+
+        The deadline on our side is a little longer than Redis's: past it the connection is dead and is made again.
+        """
+        try:
+            async with asyncio.timeout(seconds + 10):
+                reply = await self._blocking.call(b"BZPOPMIN", self.keys.marker, seconds)
+        except TimeoutError:
+            self._blocking.drop()
+            return 0
+        except asyncio.CancelledError:
+            self._blocking.drop(quietly=True)  # Redis would go on serving the old call and swallow a marker
+            raise
+        except (RedisUnreachable, RedisRefused):
+            await asyncio.sleep(0.1)
+            return 0
+        return None if reply is None else int(float(reply[2]))
+
+    async def held_back(self) -> tuple[bool, bool]:
+        """Whether jobs wait although a fetch brought none, and if so whether the queue is paused (else: maxed out)."""
+        wait, prioritized, paused = await asyncio.gather(
+            self.link.call(b"LLEN", self.keys.wait),
+            self.link.call(b"ZCARD", self.keys.prioritized),
+            self.link.call(b"HEXISTS", self.keys.meta, b"paused"),
+        )
+        return bool(wait or prioritized), bool(paused)
+
+    # -- settling
+
+    async def settle(self, job: Job, outcome: Outcome, *, fetch: bool) -> Fetched:
+        """Tell the queue how the job ended and, where `fetch`, take the next one in the same call.
+
+        Redis being away or refusing for now delays this, it does not lose it. A lost reply is resolved by reading the
+        lock and the sets.
+
+        Raises:
+            LeaseLost: the job is no longer ours; nothing was written.
+        """
+        pause = 0.05
+        while True:
+            try:
+                return self._settled(job, await self._send(job, outcome, fetch))
+            except RedisUnreachable:
+                if await self._was_applied(job):
+                    return NOTHING
+            except RedisRefused as error:
+                if error.code not in PASSING:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    def _send(self, job: Job, outcome: Outcome, fetch: bool) -> Any:
+        match outcome:
+            case Done(value):
+                return self._finish(job, "completed", b"returnvalue", value, b"", fetch)
+            case Fail(reason, stack):
+                return self._finish(job, "failed", b"failedReason", reason.encode(), _failure(job, reason, stack), fetch)
+            case Retry(0, reason, stack):
+                return self._retry_now(job, reason, stack)
+            case Retry(delay_ms, reason, stack):
+                return self._delay(job, delay_ms, _failure(job, reason, stack), fetch, skip_attempt=False)
+            case Delay(delay_ms, _):
+                return self._delay(job, max(delay_ms, 1), b"", fetch, skip_attempt=True)
+            case HandBack():
+                return self._hand_back(job)
+            case Park():
+                return self._park(job)
+            case _:
+                raise LeaseLost("a dropped job is not settled")
+
+    def _finish(self, job: Job, target: str, field: bytes, value: bytes, update: bytes, fetch: bool) -> Any:
+        opts = job.opts
+        keep = opts.get("removeOnComplete" if target == "completed" else "removeOnFail")
+        packed = msgpack.packb(
+            {
+                "token": job.token,
+                "keepJobs": _keep(keep),
+                "lockDuration": self._lock_ms,
+                "attempts": job.attempts,
+                "attemptsMade": job.attempts_made,
+                "maxMetricsSize": "",
+                "fpof": opts.get("fpof", False),
+                "cpof": opts.get("cpof", False),
+                "idof": opts.get("idof", False),
+                "rdof": opts.get("rdof", False),
+                "name": self.worker,
+            }
+        )
+        zset, metrics = self._finished[target]
+        return self.link.run(
+            script("moveToFinished"), *self._finish_keys, zset, self.keys.job(job.id), metrics, self.keys.marker,
+            job.id, wall_ms(), field, value, target, b"1" if fetch else b"", self.keys.base, packed, update,
+        )  # fmt: skip
+
+    def _retry_now(self, job: Job, reason: str, stack: str) -> Any:
+        k = self.keys
+        return self.link.run(
+            script("retryJob"), k.active, k.wait, k.paused, k.job(job.id), k.meta, k.events, k.delayed, k.prioritized,
+            k.pc, k.marker, k.stalled, k.base, wall_ms(), b"RPUSH" if job.opts.get("lifo") else b"LPUSH", job.id,
+            job.token, _failure(job, reason, stack),
+        )  # fmt: skip
+
+    def _delay(self, job: Job, delay_ms: int, update: bytes, fetch: bool, *, skip_attempt: bool) -> Any:
+        k = self.keys
+        return self.link.run(
+            script("moveToDelayed"), k.marker, k.active, k.prioritized, k.delayed, k.job(job.id), k.events, k.meta,
+            k.stalled, k.wait, k.limiter, k.pc, k.base, wall_ms(), job.id, job.token, delay_ms,
+            b"1" if skip_attempt else b"0", update, b"1" if fetch else b"0", self._pack(job.token),
+        )  # fmt: skip
+
+    def _hand_back(self, job: Job) -> Any:
+        k = self.keys
+        return self.link.run(
+            script("moveJobFromActiveToWait"), k.active, k.wait, k.stalled, k.paused, k.meta, k.limiter, k.prioritized,
+            k.marker, k.events, job.id, job.token, k.job(job.id),
+        )  # fmt: skip
+
+    def _park(self, job: Job) -> Any:
+        k = self.keys
+        key = k.job(job.id)
+        return self.link.run(
+            script("moveToWaitingChildren"), k.active, k.waiting_children, key, key + b":dependencies",
+            key + b":unsuccessful", k.stalled, k.events, job.token, b"", wall_ms(), job.id, k.base,
+        )  # fmt: skip
+
+    def _settled(self, job: Job, reply: Any) -> Fetched:
+        if isinstance(reply, list):
+            return self._fetched(reply, job.token)
+        if reply == 0:
+            return NOTHING
+        if reply == 1:
+            raise NoChildren
+        if reply == -4:
+            raise PendingChildren
+        if reply == -9:
+            raise FailedChildren
+        raise LeaseLost(f"job {job.id} is no longer ours (BullMQ code {reply})")
+
+    async def _was_applied(self, job: Job) -> bool:
+        """Whether a settle whose reply was lost took effect; if it did not and the job is still ours, False.
+
+        `ats` grows with every fetch and `stc` with every stall, so they tell our own settle (and perhaps a later
+        fetch) from somebody else taking the job over.
+
+        Raises:
+            LeaseLost: it did not, and the job is another worker's now.
+        """
+        while True:
+            try:
+                lock, (started, stalled), place = await asyncio.gather(
+                    self.link.call(b"GET", self.keys.lock(job.id)),
+                    self.link.call(b"HMGET", self.keys.job(job.id), b"ats", b"stc"),
+                    self.link.call(b"LPOS", self.keys.active, job.id),
+                )
+                break
+            except (RedisUnreachable, RedisRefused):
+                await asyncio.sleep(0.1)
+        ours = started is not None and int(started) == job.attempts_started
+        if ours and lock == job.token.encode():
+            return False
+        if ours and lock is None and place is not None:
+            # The lease ran out while Redis was away and nobody has taken the job: take it back, then settle again.
+            return await self._renew_one(job)
+        if stalled is not None and int(stalled) > job.stalled:
+            raise LeaseLost(f"job {job.id} was given to another worker while Redis was away")
+        return True
+
+    async def _renew_one(self, job: Job) -> bool:
+        k = self.keys
+        lost = await self.link.insist(
+            script("renewLeases"), k.stalled, k.active, k.base, self._lock_ms, job.id, job.token, job.attempts_started
+        )
+        if lost:
+            raise LeaseLost(f"job {job.id} was given to another worker while Redis was away")
+        return False
+
+    # -- reading replies
+
+    def _fetched(self, reply: Any, token: str) -> Fetched:
+        if not reply or not isinstance(reply, list):
+            return NOTHING
+        fields, job_id, limited, due = reply if len(reply) == 4 else (*reply, 0, 0)
+        job = parse(job_id.decode(), fields, token) if fields else None
+        return Fetched(job, int(limited or 0), int(float(due or 0)))
+
+    async def _reconcile(self, connection: Connection) -> int:
+        """After a reconnection: adopt the jobs that were fetched for us in replies that never arrived."""
+        active: list[bytes] = await connection.send(b"LRANGE", self.keys.active, 0, -1)
+        strangers = [job_id.decode() for job_id in active if not self._is_running(job_id.decode())]
+        adopted = 0
+        for job_id, token in await _locks(connection, self.keys, strangers):
+            if token.partition(":")[0] == self.worker:
+                fields = await connection.send(b"HGETALL", self.keys.job(job_id))
+                self._adopt(parse(job_id, fields, token))
+                adopted += 1
+        return adopted
+
+
+class PendingChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+    """The job can't complete: children are still open."""
+
+
+class NoChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+    """The job can't wait for children: none is open."""
+
+
+class FailedChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+    """The job can't complete: a child that counts has failed."""
+
+
+class _FetchOptions:
+    """Packs the options that every fetch carries; a token serves many fetches, so the result is cached."""
+
+    def __init__(self, name: str, lock_ms: int) -> None:
+        self._name = name
+        self._lock_ms = lock_ms
+
+    def __call__(self, token: str) -> bytes:
+        packed: bytes = msgpack.packb({"token": token, "lockDuration": self._lock_ms, "name": self._name})
+        return packed
+
+
+async def _locks(connection: Connection, keys: Keys, job_ids: Iterable[str]) -> list[tuple[str, str]]:
+    wanted = list(job_ids)
+    if not wanted:
+        return []
+    tokens = await connection.send(b"MGET", *[keys.lock(job_id) for job_id in wanted])
+    return [(job_id, token.decode()) for job_id, token in zip(wanted, tokens, strict=True) if token]
+
+
+def parse(job_id: str, fields: list[bytes], token: str) -> Job:
+    """Read a job's hash, as HGETALL returns it. Tolerates what a careless producer wrote: odd options count as none."""
+    pairs = iter(fields)
+    get = dict(zip(pairs, pairs, strict=True)).get
+    return Job(
+        id=job_id,
+        name=(get(b"name") or b"").decode("utf-8", "replace"),
+        raw=get(b"data") or b"",
+        opts=_object(get(b"opts")),
+        token=token,
+        timestamp=_int(get(b"timestamp")),
+        processed_on=_int(get(b"processedOn")),
+        attempts_made=_int(get(b"atm") or get(b"attemptsMade")),
+        attempts_started=_int(get(b"ats")) or 1,
+        stalled=_int(get(b"stc")),
+        priority=_int(get(b"priority")),
+        delay=_int(get(b"delay")),
+        deferred_failure=_text(get(b"defa")),
+        parent_key=_text(get(b"parentKey")),
+        scheduler=_text(get(b"rjk")),
+        telemetry=_text(get(b"tm")),
+        stacktrace=_list(get(b"stacktrace")),
+    )
+
+
+def _int(raw: bytes | None) -> int:
+    try:
+        return int(raw) if raw else 0
+    except ValueError:
+        return 0
+
+
+def _text(raw: bytes | None) -> str | None:
+    return raw.decode("utf-8", "replace") if raw else None
+
+
+def _object(raw: bytes | None) -> dict[str, Any]:
+    try:
+        value = orjson.loads(raw) if raw else {}
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _list(raw: bytes | None) -> list[str]:
+    if not raw:
+        return []
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return []
+    return [str(line) for line in value] if isinstance(value, list) else []
+
+
+_ALL = {"count": -1}
+
+
+def _keep(option: Any) -> dict[str, Any]:
+    match option:
+        case bool():
+            return {"count": 0} if option else _ALL
+        case int():
+            return {"count": option}
+        case dict() if option:
+            return option
+        case _:
+            return _ALL
+
+
+def _failure(job: Job, reason: str, stack: str) -> bytes:
+    limit = job.opts.get("stackTraceLimit")
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        limit = DEFAULT_STACKS
+    stacks = [*job.stacktrace, stack][-limit:] if limit else []
+    packed: bytes = msgpack.packb(["failedReason", reason, "stacktrace", orjson.dumps(stacks).decode()])
+    return packed

@@ -1,0 +1,455 @@
+"""Every variable Oxherd reads, in one table; nothing else reads the environment.
+
+The table drives parsing, `.env.example`, `docs/settings.md` and the start-up check. All faults are reported
+at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from oxherd.errors import SettingsError
+
+
+class Secret(str):
+    """A value that shows as `***` wherever it is printed, formatted, logged or written as JSON.
+
+    The text of the string *is* `***`, so a slip shows that; only `reveal()` gives the value.
+    """
+
+    __slots__ = ("_value",)
+    _value: str
+
+    def __new__(cls, value: str) -> Self:
+        """Hide `value`."""
+        secret = super().__new__(cls, "***")
+        secret._value = value
+        return secret
+
+    def reveal(self) -> str:
+        """The value itself. Call it only where the value leaves the process."""
+        return self._value
+
+    def __repr__(self) -> str:
+        """Hide the value from reprs, tracebacks with locals included."""
+        return "Secret('***')"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare two secrets in constant time."""
+        return isinstance(other, Secret) and hmac.compare_digest(_bytes(self._value), _bytes(other._value))
+
+    def __ne__(self, other: object) -> bool:
+        """Compare two secrets in constant time."""
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]  # a secret is no dictionary key
+
+    def __copy__(self) -> Self:
+        """Be its own copy, as every immutable value is."""
+        return self
+
+    def __deepcopy__(self, _: Any) -> Self:
+        """Be its own copy, so that a dataclass which holds a secret can be turned into a dict."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: a pickle would hold the value in the clear."""
+        raise TypeError("a Secret can't be pickled")
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse what pickle's relatives ask for."""
+        raise TypeError("a Secret can't be pickled")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")  # a variable may hold bytes that are no UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class RedisTarget:
+    """Where Redis is and how to log in, parsed from `REDIS_URL`."""
+
+    host: str
+    port: int
+    path: str | None
+    db: int
+    username: str | None
+    password: Secret | None
+    tls: bool
+
+    @property
+    def shown(self) -> str:
+        """The address without credentials, for logs and errors."""
+        if self.path:
+            return f"unix://{self.path}?db={self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+
+def parse_redis_url(text: str) -> RedisTarget:
+    """Parse `redis://`, `rediss://` or `unix://`, with user, password and database.
+
+    Parameters:
+        text: such as `rediss://default:p%40ss@host:6379/2` or `unix:///run/redis.sock?db=1`. Special
+            characters in the password may be percent-encoded or, except for `%`, left as they are.
+
+    Raises:
+        ValueError: saying what is wrong with the shape, never with the value.
+    """
+    scheme, mark, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not mark or scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    userinfo, at, address = rest.rpartition("@") if not rest.startswith("/") else ("", "", rest)
+    username, _, password = userinfo.partition(":") if at else ("", "", "")
+    login = (unquote(username) or None, Secret(unquote(password)) if password else None)
+    if scheme == "unix":
+        return _unix_target(address, *login)
+    return _tcp_target(address, *login, tls=scheme == "rediss")
+
+
+def _unix_target(address: str, username: str | None, password: Secret | None) -> RedisTarget:
+    path, _, query = address.partition("?")
+    if not path.startswith("/"):
+        raise ValueError("a unix:// address needs an absolute path, as in unix:///run/redis.sock")
+    db = parse_qs(query).get("db", ["0"])[0]
+    return RedisTarget("", 0, unquote(path), _database(db), username, password, tls=False)
+
+
+def _tcp_target(address: str, username: str | None, password: Secret | None, *, tls: bool) -> RedisTarget:
+    parts = _split(f"//{address}")
+    try:
+        port = parts.port or 6379
+    except ValueError:
+        raise ValueError(
+            "the port must be a number from 1 to 65535 (and a password ends with @, as in redis://:password@host:6379)"
+        ) from None
+    if not parts.hostname:
+        raise ValueError("the host is missing, as in redis://localhost:6379")
+    db = parts.path.strip("/") or parse_qs(parts.query).get("db", ["0"])[0]
+    return RedisTarget(parts.hostname, port, None, _database(db), username, password, tls)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # its own message quotes the address, and a password with it where the @ was forgotten
+        raise ValueError("the host can't be read; an IPv6 address stands in brackets, as in [::1]") from None
+
+
+def _database(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("the database after the last / must be a number")
+    return int(text)
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `1.5m`, `2h`, `250ms` or `1d`.
+
+    Raises:
+        ValueError: when it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    if not match:
+        raise ValueError("must be a duration such as 30s, 10m or 1h")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def parse_key(text: str) -> Secret:
+    """Check that the text is base64 of exactly 32 bytes, and hide it."""
+    try:
+        size = len(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError("must be base64; make one with: openssl rand -base64 32") from None
+    if size != 32:
+        raise ValueError(
+            f"must be base64 of 32 bytes, this is {size}; make one with: openssl rand -base64 32"
+        )
+    return Secret(text)
+
+
+def _secret(text: str) -> Secret:
+    return Secret(text)
+
+
+def _postgres_url(text: str) -> Secret:
+    if not text.startswith(("postgres://", "postgresql://")):
+        raise ValueError("must begin with postgresql://")
+    return Secret(text)
+
+
+def _http_url(text: str) -> str:
+    parts = _split(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return text.rstrip("/")
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text.lower()
+
+    return parse
+
+
+def _queue_name(text: str) -> str:
+    if ":" in text:
+        raise ValueError("must not hold a colon; BullMQ separates the parts of its keys with it")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row of the table.
+
+    Attributes:
+        name: the environment variable.
+        kind: the type in words, for the docs.
+        parse: text in, value out; raises ValueError with the fix.
+        default: what an unset variable means, as text; None where it has no value then.
+        secret: whether the value must never be shown.
+        needed_by: who can't do without it, in words.
+        about: what it does, one sentence.
+        example: for `.env.example`; obviously fake for secrets.
+    """
+
+    name: str
+    kind: str
+    parse: Callable[[str], Any]
+    default: str | None
+    secret: bool
+    needed_by: str
+    about: str
+    example: str = ""
+
+
+TABLE: tuple[Variable, ...] = (
+    Variable(
+        "REDIS_URL", "URL (redis, rediss, unix)", parse_redis_url, None, True,
+        "everything that touches the queue",
+        "Where the BullMQ queue lives; user, password and database are part of it.", "redis://localhost:6379/0",
+    ),
+    Variable(
+        "DATABASE_URL", "URL (postgresql)", _postgres_url, None, True,
+        "the worker, unless SUPABASE_URL is set or --no-store is given",
+        "Postgres that keeps runs and steps; preferred over Supabase's REST when both are set.",
+        "postgresql://user:password@localhost:5432/app",
+    ),
+    Variable(
+        "SUPABASE_URL", "URL (https)", _http_url, None, False, "the worker, where DATABASE_URL is not set",
+        "The Supabase project whose REST interface keeps runs and steps.", "https://your-project.supabase.co",
+    ),
+    Variable(
+        "SUPABASE_SERVICE_ROLE_KEY", "text", _secret, None, True, "the worker, with SUPABASE_URL",
+        "The service-role or secret key of that project.", "your-service-role-key",
+    ),
+    Variable(
+        "ENCRYPTION_KEY", "base64, 32 bytes", parse_key, None, True, "stored credentials",
+        "Encrypts customers' credentials; checked at start where it is set.", "",
+    ),
+    Variable(
+        "OPENROUTER_API_KEY", "text", _secret, None, True,
+        "agents, unless OPENROUTER_BASE_URL points elsewhere",
+        "The key that model calls are made and paid with.", "sk-or-v1-your-key",
+    ),
+    Variable(
+        "OPENROUTER_BASE_URL", "URL (http, https)", _http_url, "https://openrouter.ai/api/v1", False,
+        "nobody",
+        "Any OpenAI-compatible endpoint: OpenRouter, Ollama, vLLM, llama.cpp.",
+    ),
+    Variable(
+        "JOB_QUEUE_NAME", "text", _queue_name, "agent-jobs", False, "nobody", "The BullMQ queue to serve.",
+    ),
+    Variable(
+        "JOB_QUEUE_PREFIX", "text", str, "bull", False, "nobody",
+        "BullMQ's key prefix; set it only where the producers set one.",
+    ),
+    Variable(
+        "JOB_CONCURRENCY", "whole number, 1 to 100000", _count(1, 100_000), "5", False, "nobody",
+        "How many jobs one worker runs at the same time.",
+    ),
+    Variable(
+        "JOB_TIMEOUT", "duration", parse_duration, "15m", False, "nobody",
+        "How long one attempt may take in all, unless its handler says otherwise; 0 is no limit.",
+    ),
+    Variable(
+        "JOB_IDLE_TIMEOUT", "duration", parse_duration, "0", False, "nobody",
+        "How long an attempt may go without a step, progress or log line, unless its handler says otherwise; "
+        "0 is no limit.",
+    ),
+    Variable(
+        "JOB_CRASH_LIMIT", "whole number, 0 to 100", _count(0, 100), "2", False, "nobody",
+        "How many times a job may take its worker down before it is quarantined as failed.",
+    ),
+    Variable(
+        "SHUTDOWN_GRACE", "duration", parse_duration, "25s", False, "nobody",
+        "How long running jobs may go on after SIGTERM before they are handed back; keep it below the "
+        "platform's draining time.",
+    ),
+    Variable(
+        "PORT", "port, 0 to 65535", _count(0, 65535), "8080", False, "nobody",
+        "Where /health and /metrics are served; 0 takes a free one.",
+    ),
+    Variable(
+        "HOST", "address", str, "0.0.0.0", False, "nobody",  # noqa: S104  a container's probe comes from outside
+        "The address that the HTTP server binds to.",
+    ),
+    Variable(
+        "LOG_LEVEL", "debug, info, warning, error", _choice("debug", "info", "warning", "error"), "info",
+        False, "nobody",
+        "The least severe line that is logged.",
+    ),
+    Variable(
+        "LOG_FORMAT", "auto, pretty, json", _choice("auto", "pretty", "json"), "auto", False, "nobody",
+        "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
+    ),
+    Variable(
+        "RAILWAY_GIT_COMMIT_SHA", "text", str, "", False, "nobody",
+        "Set by Railway; shown as the commit in /health and the start-up line.",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The parsed variables, one attribute per row of the table, in lower case."""
+
+    redis_url: RedisTarget
+    database_url: Secret | None
+    supabase_url: str | None
+    supabase_service_role_key: Secret | None
+    encryption_key: Secret | None
+    openrouter_api_key: Secret | None
+    openrouter_base_url: str
+    job_queue_name: str
+    job_queue_prefix: str
+    job_concurrency: int
+    job_timeout: float
+    job_idle_timeout: float
+    job_crash_limit: int
+    shutdown_grace: float
+    port: int
+    host: str
+    log_level: str
+    log_format: str
+    railway_git_commit_sha: str
+
+    @property
+    def has_store(self) -> bool:
+        """Whether a database is configured."""
+        return self.database_url is not None or self.supabase_url is not None
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Every secret value, and the passwords inside URLs, so that logs can hide them."""
+        values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
+        values += [getattr(self.redis_url, "password", None), *_passwords(self.database_url)]
+        return tuple(value for value in values if isinstance(value, Secret))
+
+
+def _passwords(url: Secret | None) -> list[Secret]:
+    """The password in a URL as it is written and as it is meant."""
+    login, at, _ = url.reveal().rpartition("@") if url else ("", "", "")
+    password = login.partition("://")[2].partition(":")[2]
+    return [Secret(password), Secret(unquote(password))] if at and password else []
+
+
+def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = ("REDIS_URL",)) -> Settings:
+    """Parse the environment.
+
+    Parameters:
+        environ: names and values; this process's environment when left out.
+        needs: variables the caller can't do without; `STORE` stands for a database of either kind.
+
+    Raises:
+        SettingsError: listing every fault, each with its fix and never with a value.
+    """
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for variable in TABLE:
+        try:
+            values[variable.name.lower()] = _value(variable, source)
+        except ValueError as fault:
+            faults.append(f"{variable.name} {fault} (got {_shape(source[variable.name])})")
+    faults += _missing(values, source, needs)
+    if faults:
+        raise SettingsError(faults)
+    return Settings(**values)
+
+
+def _value(variable: Variable, source: Mapping[str, str]) -> Any:
+    text = source.get(variable.name, "").strip() or variable.default
+    return None if text is None else variable.parse(text)
+
+
+def _shape(text: str) -> str:
+    kind = "digits" if text.strip().isdecimal() else "text"
+    return f"{len(text)} characters of {kind}"
+
+
+def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[str, ...]) -> list[str]:
+    missing = [
+        f"{variable.name} is missing; {variable.about}"
+        + (f" For example {variable.example}" if variable.example else "")
+        for variable in TABLE
+        if variable.name in needs and not source.get(variable.name, "").strip()
+    ]
+    stores = ("DATABASE_URL", "SUPABASE_URL")
+    if "STORE" in needs and not any(source.get(name, "").strip() for name in stores):
+        missing.append(
+            "DATABASE_URL (or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY) is missing: runs would not be "
+            "recorded; set one, or start with --no-store to accept that"
+        )
+    only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
+    if only_rest and not values.get("supabase_service_role_key"):
+        missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")
+    return missing
+
+
+def env_example() -> str:
+    """The text of `.env.example`: required variables open, the rest commented out with their defaults."""
+    lines = ["# Made from the settings table by `make docs`; docs/settings.md says more."]
+    for variable in TABLE:
+        shown = variable.example or variable.default or ""
+        mark = "" if variable.default is None and variable.example else "# "
+        lines += ["", f"# {variable.about}", f"{mark}{variable.name}={shown}"]
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """The text of `docs/settings.md`."""
+    head = (
+        "# Settings\n\nMade from the table in `settings.py` by `make docs`. "
+        "Oxherd reads these variables and no others.\n\n"
+    )
+    rows = ["| variable | type | default | secret | needed by | what it does |", "|---|---|---|---|---|---|"]
+    for variable in TABLE:
+        default = f"`{variable.default}`" if variable.default else "none"
+        rows.append(
+            f"| `{variable.name}` | {variable.kind} | {default} | {'yes' if variable.secret else 'no'} "
+            f"| {variable.needed_by} | {variable.about} |"
+        )
+    return head + "\n".join(rows) + "\n"

@@ -1,0 +1,120 @@
+"""Where runs and steps are kept: the Store protocol and the records it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Protocol
+
+from oxherd.context import Step
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as it stands now; written at its start (where it matters) and at the end of each attempt.
+
+    Attributes:
+        id: `<queue>/<job id>@<enqueued ms>`: a job id that is used again later is another run.
+        fence: the attempt's fencing number; a write with a lower one than the row has is refused.
+        attempt: which attempt, from 1 (deploys and crashes do not count).
+        status: running, completed, failed, retrying, delayed, handed_back or parked.
+        input: the payload as the producer wrote it.
+        output: the result as JSON, for completed runs.
+        error, kind, stack: for the rest.
+        *_at: wall ms, 0 where it has not happened.
+    """
+
+    id: str
+    queue: str
+    job_id: str
+    name: str
+    tenant: str | None
+    status: str
+    fence: int
+    attempt: int
+    attempts: int
+    worker: str
+    input: str
+    output: str | None
+    error: str | None
+    kind: str | None
+    stack: str | None
+    enqueued_at: int
+    started_at: int
+    finished_at: int
+    model_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the store knows of a run when a later attempt begins.
+
+    Attributes:
+        allowed: False where an attempt with a higher fencing number has begun: stop, write nothing.
+        output: the result, where an earlier process stored it and died before it told the queue; else None.
+        steps: the finished steps of earlier attempts.
+    """
+
+    allowed: bool
+    output: str | None
+    steps: Sequence[Step]
+
+
+class Store(Protocol):
+    """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
+
+    Writes from all running jobs that are waiting together go out as one statement (group commit). While the database
+    is away, writes wait and are tried again; they are idempotent, so a repeated one changes nothing.
+    """
+
+    kind: str
+
+    async def start(self) -> None:
+        """Connect and check the schema. Raises StoreUnreachable, or UsageError when migrations are missing."""
+
+    async def stop(self) -> None:
+        """Write what waits (bounded by a few seconds), then close. Twice is fine."""
+
+    async def begin(self, run: RunRecord) -> Begun:
+        """Claim the run for this attempt and fetch what earlier ones left. Durable when it returns.
+
+        Raises:
+            StoreRefused: the row can't be stored for what is in it. So do `record` and `save_step`.
+        """
+
+    async def record(self, run: RunRecord) -> bool:
+        """Write the run. Durable when it returns. False: a later attempt has begun, nothing was written."""
+
+    async def save_step(self, run_id: str, fence: int, step: Step, *, attempt_started_at: int = 0) -> bool:
+        """Write a finished step. Durable when it returns. False: a later attempt has begun, nothing was written.
+
+        Parameters:
+            run_id, fence: the run's id and the attempt's fencing number.
+            step: the step.
+            attempt_started_at: when the attempt started, wall ms. It tells a job that was retried by hand with its
+                counters reset (a low fence, but started after the run had ended) from a worker that lost its lease.
+        """
+
+    async def agent(self, name: str) -> dict[str, object] | None:
+        """The definition of an agent that the product's app keeps in the `agents` table, or None. Waits while away."""
+
+    async def run(self, run_id: str) -> dict[str, object] | None:
+        """One run as a row, for people; None where there is none. Raises StoreUnreachable.
+
+        Names are those of RunRecord: times in wall ms, `output` decoded, `cost_usd` a Decimal.
+        """
+
+    async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
+        """The newest runs as rows, for people, without `input`, `output` and `stack`. Raises StoreUnreachable."""
+
+    @property
+    def waiting(self) -> int:
+        """Writes that are not durable yet."""
+
+    @property
+    def away_seconds(self) -> float:
+        """How long writes have been failing, 0.0 while all is well."""

@@ -1,0 +1,1 @@
+"""HTTP in the worker's process: health and metrics."""

@@ -1,0 +1,1 @@
+"""Running jobs safely: lifecycle, one job's execution, leases, retries, stalled jobs, health."""

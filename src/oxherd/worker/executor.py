@@ -1,0 +1,310 @@
+"""One job from fetch to outcome: validate, claim, run under limits, record.
+
+The outcome is data; the worker hands it to the queue. The result is stored before the queue is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from oxherd.clock import mono, wall_ms
+from oxherd.codec import encode
+from oxherd.context import AgentRunner, Context, Step, Wire
+from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, Quarantined
+from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.queue.consumer import STALLED_TOO_OFTEN
+from oxherd.store import RunRecord, Store
+from oxherd.worker.handlers import Handler, find_handler, read_payload
+from oxherd.worker.retry import outcome_of
+
+STATUS = {Done: "completed", Fail: "failed", Retry: "retrying", Delay: "delayed", HandBack: "handed_back", Park: "parked"}
+
+
+class Interrupted(JobError):
+    """A deploy interrupts the job: it is handed back."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A job that runs here.
+
+    Attributes:
+        job: the job.
+        begun: monotonic seconds at which this attempt began.
+        stop: why it is being stopped, once it is.
+        context: set once the payload is valid.
+        deadline: monotonic seconds at which the total limit passes; infinity for none.
+        idle: seconds it may go without a sign of life; infinity for none.
+        task: the handler's task while it runs.
+        thread: the handler's thread while a plain function runs.
+        recorded: whether its start is in the store.
+    """
+
+    job: Job
+    begun: float = field(default_factory=mono)
+    stop: JobError | None = None
+    context: Context | None = None
+    deadline: float = float("inf")
+    idle: float = float("inf")
+    task: asyncio.Task[Any] | None = None
+    thread: _Thread | None = None
+    recorded: bool = False
+
+    def interrupt(self, why: JobError) -> None:
+        """Stop the job; the first reason given stands, except that a lost lease overrides any."""
+        if self.stop is None or isinstance(why, LeaseLost):
+            self.stop = why
+        if self.context is not None:
+            self.context.cancel(str(why))
+        if self.thread is not None:
+            self.thread.interrupt()
+        if self.task is not None:
+            self.task.cancel()
+
+    def overdue(self, now: float) -> JobError | None:
+        """The limit that has passed, if one has."""
+        if now >= self.deadline:
+            return JobTimeout(f"the job's time limit passed after {now - self.begun:.1f} s", hint="raise the handler's timeout")
+        if self.context is not None and now - self.context.alive_at >= self.idle:
+            return JobTimeout(
+                f"no step, progress or log line for {now - self.context.alive_at:.1f} s",
+                hint="call ctx.progress() in long work, or raise the handler's idle_timeout",
+            )
+        return None
+
+
+class Executor:
+    """Runs jobs. One per worker.
+
+    Parameters:
+        handlers: by job name.
+        store: where runs are recorded, or None with --no-store.
+        wire: progress, logs and children, for contexts.
+        runner: runs agents, for contexts.
+        worker: this worker's id, for the record.
+        queue: the queue's name, for the record.
+        timeout, idle_timeout: defaults in seconds, 0 for no limit.
+        threads: how many plain (not async) handlers may run at once.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        store: Store | None,
+        wire: Wire,
+        runner: AgentRunner,
+        worker: str,
+        queue: str,
+        timeout: float,
+        idle_timeout: float,
+        threads: int,
+    ) -> None:
+        self.handlers = handlers
+        self._store = store
+        self._wire = wire
+        self._runner = runner
+        self._worker = worker
+        self._queue = queue
+        self._timeout = timeout
+        self._idle_timeout = idle_timeout
+        self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix="handler")
+
+    def close(self) -> None:
+        """Take no more plain handlers; threads that still run are left to the process's end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def execute(self, running: Running) -> Outcome:
+        """Run one attempt and record how it ended. Never raises for what a handler does."""
+        outcome = await self._outcome(running)
+        if isinstance(running.stop, LeaseLost):
+            return Drop()
+        if self._store is not None and not isinstance(outcome, Drop):
+            outcome = await self._recorded(self._store, running, outcome)
+        return outcome
+
+    async def _outcome(self, running: Running) -> Outcome:
+        retries = 0
+        try:
+            _refuse_deferred(running.job)
+            handler = find_handler(self.handlers, running.job.name)
+            retries = handler.retries
+            payload, tenant = read_payload(handler, running.job.raw)
+            steps, finished = await self._claim(running, tenant)
+            if finished is not None:
+                return Done(finished)
+            return Done(await self._run(running, handler, payload, tenant, steps))
+        except Exception as error:  # noqa: BLE001  whatever a handler raises is an outcome
+            return self._interrupted(running, error, retries)
+        except asyncio.CancelledError as error:
+            if running.stop is None:
+                raise
+            return self._interrupted(running, error, retries)
+
+    def _interrupted(self, running: Running, error: BaseException, retries: int) -> Outcome:
+        # A stopped handler may answer with any error, or swallow the stop: what stopped it decides.
+        stop = running.stop
+        if isinstance(stop, Interrupted):
+            return HandBack()
+        if stop is not None:
+            stop.__cause__ = error if error is not stop else None
+        return outcome_of(stop or error, running.job, retries=retries)
+
+    async def _claim(self, running: Running, tenant: str | None) -> tuple[Sequence[Step], bytes | None]:
+        job = running.job
+        if self._store is None or job.attempts_started == 1:
+            return (), None  # the first attempt has nothing to replay and nobody to fence off
+        begun = await self._store.begin(self._record(running, "running", tenant=tenant))
+        running.recorded = True
+        if not begun.allowed:
+            raise LeaseLost(f"a later attempt of job {job.id} has begun")
+        return begun.steps, None if begun.output is None else begun.output.encode()
+
+    async def _run(
+        self, running: Running, handler: Handler, payload: Any, tenant: str | None, steps: Sequence[Step]
+    ) -> bytes:
+        context = Context(
+            running.job,
+            journal=_RunJournal(self._store, self._run_id(running.job), running, steps),
+            wire=self._wire,
+            runner=self._runner,
+            tenant=tenant,
+        )
+        running.context = context
+        limit = self._timeout if handler.timeout is None else handler.timeout
+        idle = self._idle_timeout if handler.idle_timeout is None else handler.idle_timeout
+        running.deadline = running.begun + limit if limit else float("inf")
+        running.idle = idle or float("inf")
+        if running.stop is not None:
+            raise running.stop
+        call = handler.function(context, payload) if handler.is_async else self._in_thread(running, handler, context, payload)
+        running.task = asyncio.get_running_loop().create_task(call, name=f"job-{running.job.id}")
+        try:
+            value = await running.task
+        finally:
+            running.task = None
+        if running.stop is not None:
+            raise running.stop
+        return encode(value)
+
+    async def _in_thread(self, running: Running, handler: Handler, context: Context, payload: Any) -> Any:
+        running.thread = _Thread(handler.function, context, payload)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, running.thread)
+        finally:
+            running.thread = None
+
+    def record_start(self, running: Running) -> None:
+        """Note in the store that a job runs, for those who watch; nothing waits for it."""
+        if self._store is None or running.recorded:
+            return
+        running.recorded = True
+        tenant = running.context.tenant if running.context else None
+        write = asyncio.ensure_future(self._store.record(self._record(running, "running", tenant=tenant)))
+        write.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _recorded(self, store: Store, running: Running, outcome: Outcome) -> Outcome:
+        tenant = running.context.tenant if running.context else None
+        status = STATUS[type(outcome)]
+        try:
+            written = await store.record(self._record(running, status, tenant=tenant, outcome=outcome))
+        except Fatal as error:  # the database can't hold this result, now or ever
+            outcome = Fail(str(error), "", "invalid")
+            written = await store.record(self._record(running, "failed", tenant=tenant, outcome=outcome))
+        return outcome if written and not isinstance(running.stop, LeaseLost) else Drop()
+
+    def _run_id(self, job: Job) -> str:
+        return f"{self._queue}/{job.id}@{job.timestamp}"
+
+    def _record(self, running: Running, status: str, *, tenant: str | None, outcome: Outcome | None = None) -> RunRecord:
+        job = running.job
+        usage = running.context.usage if running.context else None
+        return RunRecord(
+            id=self._run_id(job),
+            queue=self._queue,
+            job_id=job.id,
+            name=job.name,
+            tenant=tenant,
+            status=status,
+            fence=job.fence,
+            attempt=job.attempt,
+            attempts=job.attempts,
+            worker=self._worker,
+            input=job.raw.decode("utf-8", "replace"),
+            output=outcome.value.decode() if isinstance(outcome, Done) else None,
+            error=outcome.reason if isinstance(outcome, Fail | Retry | Delay) else None,
+            kind=outcome.kind if isinstance(outcome, Fail) else None,
+            stack=outcome.stack if isinstance(outcome, Fail | Retry) else None,
+            enqueued_at=job.timestamp,
+            started_at=job.processed_on,
+            finished_at=wall_ms() if outcome is not None else 0,
+            model_calls=usage.calls if usage else 0,
+            input_tokens=usage.input_tokens if usage else 0,
+            output_tokens=usage.output_tokens if usage else 0,
+            cost_usd=usage.cost_usd if usage else None,
+        )
+
+
+def _refuse_deferred(job: Job) -> None:
+    if job.deferred_failure == STALLED_TOO_OFTEN:
+        raise Quarantined(
+            f"quarantined: {STALLED_TOO_OFTEN}; its worker died or lost it {job.stalled} times",
+            hint="look at the worker's logs of those times, then: oxherd jobs retry",
+        )
+    if job.deferred_failure:
+        raise Fatal(job.deferred_failure)
+
+
+class _RunJournal:
+    """One run's steps: what earlier attempts left, and the way to keep new ones."""
+
+    def __init__(self, store: Store | None, run_id: str, running: Running, steps: Sequence[Step]) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._running = running
+        self._steps = {step.key: step for step in steps}
+
+    def find(self, key: str) -> Step | None:
+        """The finished step of that name, if an earlier attempt left one."""
+        return self._steps.get(key)
+
+    async def save(self, step: Step) -> None:
+        """Keep a step; returns when it is durable."""
+        if self._store is None:
+            return
+        if not await self._store.save_step(self._run_id, self._running.job.fence, step):
+            raise LeaseLost(f"a later attempt of job {self._running.job.id} has begun")
+
+
+class _Thread:
+    """A plain handler in a thread, which can be interrupted between two of its bytecodes."""
+
+    def __init__(self, function: Callable[..., Any], context: Context, payload: Any) -> None:
+        self._function = function
+        self._context = context
+        self._payload = payload
+        self._lock = threading.Lock()
+        self._ident: int | None = None
+
+    def __call__(self) -> Any:
+        """Run in the pool's thread."""
+        with self._lock:
+            self._context.check()
+            self._ident = threading.get_ident()
+        try:
+            return self._function(self._context, self._payload)
+        finally:
+            with self._lock:
+                self._ident = None
+
+    def interrupt(self) -> None:
+        """Raise JobCancelled in the thread, if the handler still runs there. A blocking C call is not interrupted."""
+        with self._lock:
+            if self._ident is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(JobCancelled))

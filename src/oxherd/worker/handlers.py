@@ -1,0 +1,121 @@
+"""Handlers: what runs a job, with its types and limits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from oxherd.codec import decode
+from oxherd.errors import PayloadInvalid, UnknownJob, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One registered handler.
+
+    Attributes:
+        name: the job name it serves.
+        function: `(ctx, payload)`, async or plain.
+        payload: validates the payload; None takes any JSON object as it is.
+        is_async: plain functions run in a thread.
+        timeout, idle_timeout: seconds, 0 for no limit, None for the worker's default.
+        retries: extra attempts for jobs whose producer set no `attempts`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    payload: TypeAdapter[Any] | None
+    is_async: bool
+    timeout: float | None = None
+    idle_timeout: float | None = None
+    retries: int = 0
+
+
+def make_handler(
+    name: str, function: Callable[..., Any], *, timeout: float | None = None, idle_timeout: float | None = None, retries: int = 0
+) -> Handler:
+    """Build a handler from a function `(ctx, payload)` and its type hints.
+
+    Raises:
+        UsageError: the function does not take a context and a payload.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 2:
+        raise UsageError(
+            f"the handler of {name!r} must take (ctx, payload); {function.__qualname__} takes {len(parameters)} parameters"
+        )
+    wanted = _hints(function, name).get(parameters[1].name, dict)
+    plain = wanted in (dict, Any) or wanted == dict[str, Any]
+    return Handler(
+        name,
+        function,
+        None if plain else TypeAdapter(wanted),
+        inspect.iscoroutinefunction(function),
+        timeout,
+        idle_timeout,
+        retries,
+    )
+
+
+def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError as error:
+        raise UsageError(f"the type hints of the handler of {name!r} can't be resolved: {error}") from None
+
+
+def find_handler(handlers: Mapping[str, Handler], name: str) -> Handler:
+    """The handler for a job name. Raises UnknownJob naming those there are."""
+    handler = handlers.get(name)
+    if handler is None:
+        known = ", ".join(sorted(handlers))
+        raise UnknownJob(f"no handler for job name {name!r}; this worker has: {known}", hint="is --app the right module?")
+    return handler
+
+
+MAX_PAYLOAD = 10_000_000  # bytes: what hosted Redis takes in one request; larger ones belong in object storage
+
+
+def read_payload(handler: Handler, raw: bytes) -> tuple[Any, str | None]:
+    """Decode and validate a payload; returns it with its `tenant`.
+
+    Raises:
+        PayloadInvalid: it is too large, not JSON, not an object, or does not fit the handler's type; the message names
+            the field and the type that was expected.
+    """
+    if len(raw) > MAX_PAYLOAD:
+        raise PayloadInvalid(f"the payload has {len(raw):,} bytes; at most {MAX_PAYLOAD:,} are taken")
+    try:
+        data = decode(raw)
+    except ValueError as error:
+        raise PayloadInvalid(f"the payload is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise PayloadInvalid(f"the payload must be a JSON object, it is {_json_type(data)}")
+    tenant = data.get("tenant")
+    tenant = tenant if isinstance(tenant, str) else None
+    if handler.payload is None:
+        return data, tenant
+    try:
+        return handler.payload.validate_json(raw), tenant
+    except ValidationError as error:
+        raise PayloadInvalid(_explain(error)) from None
+
+
+def _json_type(data: Any) -> str:
+    names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+    return names.get(type(data), type(data).__name__)
+
+
+def _explain(error: ValidationError) -> str:
+    # Without the input: it may hold a secret.
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc']) or 'payload'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    return "the payload does not fit the handler: " + "; ".join(faults[:10])
+
+

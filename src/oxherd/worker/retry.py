@@ -1,0 +1,106 @@
+"""From an error to what happens next: retry after a delay, or give up."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from typing import Any
+
+from oxherd.errors import (
+    Fatal,
+    JobCancelled,
+    JobTimeout,
+    LeaseLost,
+    OxherdError,
+    PayloadInvalid,
+    Quarantined,
+    RetryLater,
+    UnknownJob,
+    WaitForChildren,
+)
+from oxherd.job import Delay, Drop, Fail, Job, Outcome, Park, Retry
+
+FIRST_DELAY_MS = 1_000
+LONGEST_DELAY_MS = 15 * 60_000
+MAX_STACK = 8_000  # characters kept of one stack trace
+KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (JobTimeout, "timeout"),
+    (JobCancelled, "cancelled"),
+    (PayloadInvalid, "invalid"),
+    (UnknownJob, "unknown_job"),
+    (Quarantined, "quarantined"),
+)
+
+
+def outcome_of(error: BaseException, job: Job, *, retries: int = 0) -> Outcome:
+    """What an error means for the job.
+
+    Parameters:
+        error: what the handler, or the worker on its behalf, raised.
+        retries: the handler's own number of extra attempts, for jobs whose producer set none.
+    """
+    match error:
+        case LeaseLost():
+            return Drop()
+        case WaitForChildren():
+            return Park()
+        case RetryLater():
+            return Delay(max(int(error.seconds * 1000), 1), str(error))
+        case Fatal() | JobCancelled():
+            return Fail(reason_of(error), stack_of(error), kind_of(error))
+        case _:
+            return _retry_or_fail(error, job, retries)
+
+
+def _retry_or_fail(error: BaseException, job: Job, retries: int) -> Outcome:
+    producer_set = bool(job.opts.get("attempts"))
+    allowed = job.attempts if producer_set else retries + 1
+    if job.attempt >= allowed:
+        return Fail(reason_of(error), stack_of(error), kind_of(error))
+    backoff = job.opts.get("backoff")
+    if backoff is None and not producer_set:
+        backoff = {"type": "exponential", "delay": FIRST_DELAY_MS, "jitter": 0.5}
+    return Retry(backoff_ms(backoff, job.attempt), reason_of(error), stack_of(error))
+
+
+def backoff_ms(backoff: Any, attempt: int) -> int:
+    """The pause before the next attempt, in ms.
+
+    Parameters:
+        backoff: a number (fixed ms), or `{"type": "fixed"|"exponential", "delay": ms, "jitter": 0..1}`. A custom type
+            lives in the producer's code only, so it counts as fixed. None is no pause.
+        attempt: the attempt that just failed, from 1.
+
+    Source: BullMQ `src/classes/backoffs.ts`: exponential is `2^(attempt-1) * delay`; jitter j draws from
+        [(1-j) * pause, pause].
+    """
+    if isinstance(backoff, int | float) and not isinstance(backoff, bool):
+        return max(int(backoff), 0)
+    if not isinstance(backoff, dict):
+        return 0
+    delay, jitter = _number(backoff.get("delay"), FIRST_DELAY_MS), min(_number(backoff.get("jitter"), 0.0), 1.0)
+    pause = delay * 2.0 ** min(attempt - 1, 40) if backoff.get("type") == "exponential" else delay
+    pause = min(pause, max(delay, 2**31))
+    return int(pause * (1 - jitter * random.random()))  # noqa: S311  jitter, not a secret
+
+
+def _number(value: Any, default: float) -> float:
+    return max(float(value), 0.0) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for `failedReason`: the error's own words, or its type where it has none; its hint, if any."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OxherdError):
+        return f"{text} ({error.hint})" if error.hint else text
+    return text if str(error) and type(error) in (Exception, RuntimeError) else f"{type(error).__name__}: {text}"
+
+
+def kind_of(error: BaseException) -> str:
+    """What sort of failure it was, for logs and metrics."""
+    return next((kind for wanted, kind in KINDS if isinstance(error, wanted)), "failed")
+
+
+def stack_of(error: BaseException) -> str:
+    """The stack trace as text, its end kept where it is long."""
+    return "".join(traceback.format_exception(error))[-MAX_STACK:]

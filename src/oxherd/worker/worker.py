@@ -1,0 +1,446 @@
+"""The worker: take jobs while there is room, run them, settle them, and stop without losing one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from oxherd.clock import mono, wall_ms
+from oxherd.codec import decode, encode
+from oxherd.context import AgentRunner
+from oxherd.errors import JobCancelled, LeaseLost, OxherdError, RedisRefused, RedisUnreachable
+from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
+from oxherd.queue.keys import Keys
+from oxherd.queue.schedule import make_next
+from oxherd.queue.scripts import script
+from oxherd.settings import RedisTarget
+from oxherd.store import Store
+from oxherd.telemetry.events import (
+    GateChanged,
+    InternalFault,
+    JobCancelRequested,
+    JobEnded,
+    JobStarted,
+    LeaseWasLost,
+    RedisRefusedCommand,
+    ScheduleFailed,
+    WorkerDraining,
+    WorkerStopped,
+    emit,
+)
+from oxherd.worker.control import Control
+from oxherd.worker.executor import Executor, Interrupted, Running
+from oxherd.worker.handlers import Handler
+from oxherd.worker.lease import Leases
+from oxherd.worker.stalled import Stalled
+
+LONG_WAIT = 600.0  # seconds a truly idle worker blocks on the marker: hosted Redis bills per command
+SHORT_WAIT = 5.0  # seconds of the first wait after work ran out
+MAXED_WAIT = 5.0  # seconds between looks while the queue's own concurrency limit holds jobs back: it sends no marker
+PAUSED_WAIT = 30.0  # seconds between looks while somebody paused the queue; a resume sends a marker
+WATCH = 0.25  # seconds between looks at time limits
+SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
+LARGEST_BURST = 64  # fetches in one write
+OUTCOME_WORD = {
+    Done: "completed", Fail: "failed", Retry: "retried", Delay: "delayed", HandBack: "handed_back", Park: "parked", Drop: "lease_lost",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A worker's numbers.
+
+    Attributes:
+        concurrency: jobs at the same time.
+        timeout, idle_timeout: seconds, 0 for no limit; handlers may set their own.
+        lock_ms: how long a lease lasts without renewal.
+        crash_limit: how many times a job may lose its worker before it is quarantined.
+        stalled_interval: seconds between looks for dead workers' jobs.
+    """
+
+    concurrency: int = 5
+    timeout: float = 900.0
+    idle_timeout: float = 0.0
+    lock_ms: int = 30_000
+    crash_limit: int = 2
+    stalled_interval: float = 30.0
+
+
+class Worker:
+    """Serves one queue.
+
+    Parameters:
+        target, keys: where the queue is.
+        handlers: by job name.
+        store: where runs are recorded, or None.
+        runner: runs agents for handlers.
+        limits: the numbers.
+    """
+
+    def __init__(
+        self,
+        target: RedisTarget,
+        keys: Keys,
+        handlers: Mapping[str, Handler],
+        *,
+        store: Store | None,
+        runner: AgentRunner,
+        limits: Limits,
+    ) -> None:
+        self.id = uuid4().hex
+        self.keys = keys
+        self.limits = limits
+        self.running: dict[str, Running] = {}
+        self.finished = 0
+        self.handed_back = 0
+        self.gate: str | None = None
+        self.stopping = False
+        self.fetched_at = mono()
+        self._slots = 0
+        self._room = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._waiting: asyncio.Task[int | None] | None = None
+        self._adopted: list[Job] = []
+        self.consumer = Consumer(
+            target, keys, worker=self.id, name=socket.gethostname(), lock_ms=limits.lock_ms,
+            is_running=self.running.__contains__, adopt=self._adopt,
+        )  # fmt: skip
+        self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
+        self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
+        self.stalled = Stalled(
+            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit
+        )
+        self.executor = Executor(
+            handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
+            timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
+        )  # fmt: skip
+
+    # -- lifecycle
+
+    async def start(self) -> None:
+        """Connect everything and begin to take jobs.
+
+        Raises:
+            RedisUnreachable, RedisRefused: Redis is not there, or does not let us in.
+        """
+        self._loop = asyncio.get_running_loop()
+        await self.consumer.start()
+        await self.leases.start()
+        await self.control.start(self.consumer.link)
+        await self.stalled.start()
+        self._loops = [
+            asyncio.create_task(self._take_forever(), name="take"),
+            asyncio.create_task(self._watch_limits(), name="limits"),
+        ]
+
+    async def stop(self, *, reason: str = "stop", grace: float = 25.0) -> None:
+        """Stop in order: take nothing new, let jobs finish for `grace` seconds, hand the rest back, close.
+
+        Leases are renewed until the last job has ended. Twice is fine.
+        """
+        if self.stopping:
+            return
+        self.stopping = True
+        emit(WorkerDraining(reason=reason, in_flight=len(self.running), grace_s=grace))
+        self._stop_taking()
+        await self._drain(grace)
+        await self._hand_back_rest()
+        await self._close()
+        emit(WorkerStopped(finished=self.finished, handed_back=self.handed_back))
+
+    @property
+    def taking(self) -> bool:
+        """Whether the loop that takes jobs is alive."""
+        return bool(self._loops) and not self._loops[0].done()
+
+    def hurry(self) -> None:
+        """End the grace period now."""
+        self._idle.set()
+
+    def _stop_taking(self) -> None:
+        self._opened.set()
+        self._room.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _drain(self, grace: float) -> None:
+        if not self.running:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+
+    async def _hand_back_rest(self) -> None:
+        for running in list(self.running.values()):
+            running.interrupt(Interrupted("the worker is shutting down"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5.0)
+        # What ignores its cancellation is handed back over its head; the process ends right after. Where Redis is away
+        # the leases run out instead.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                for running in list(self.running.values()):
+                    await self._settle(running, HandBack())
+
+    async def _close(self) -> None:
+        await self.stalled.stop()
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.control.stop()
+        await self.leases.stop()
+        await self.consumer.stop()
+        self.executor.close()
+
+    # -- taking jobs
+
+    async def _take_forever(self) -> None:
+        burst, empty_before = 1, False
+        while not self.stopping:
+            await self._room_and_gate()
+            if self.stopping:
+                return
+            got, last = await self._take(min(burst, self.limits.concurrency - self._slots))
+            if last.job is not None:
+                burst, empty_before = min(burst * 2, LARGEST_BURST), False
+                continue
+            burst = 1
+            empty_before = await self._wait(last, patient=empty_before and not got)
+
+    async def _room_and_gate(self) -> None:
+        while not self.stopping and (self._slots >= self.limits.concurrency or self.gate is not None):
+            waiter = self._opened if self.gate is not None else self._room
+            waiter.clear()
+            if not self.stopping:
+                await waiter.wait()
+
+    async def _take(self, count: int) -> tuple[int, Fetched]:
+        """Fetch up to `count` jobs in one write; returns how many came and the last answer."""
+        self._slots += count
+        fetches = [self.consumer.fetch(f"{self.id}:{uuid4().hex[:8]}") for _ in range(count)]
+        got, last = 0, NOTHING
+        for answer in await asyncio.gather(*fetches, return_exceptions=True):
+            if isinstance(answer, Fetched) and answer.job is not None:
+                self._spawn(answer.job)
+                got, last = got + 1, answer
+                continue
+            self._slots -= 1
+            last = await self._no_job(answer)
+        self.fetched_at = mono()
+        return got, last
+
+    async def _no_job(self, answer: Fetched | BaseException) -> Fetched:
+        if isinstance(answer, Fetched):
+            return answer
+        if not isinstance(answer, RedisUnreachable | RedisRefused):
+            raise answer
+        await asyncio.sleep(0.2)  # the link reports and reconnects; this only keeps us from spinning meanwhile
+        return Fetched(None, due_ms=wall_ms() + 200)
+
+    async def _wait(self, last: Fetched, *, patient: bool) -> bool:
+        """Sleep until there may be work; returns whether the wait passed without any sign of it."""
+        seconds = await self._how_long(last, patient=patient)
+        waiting = self._waiting = asyncio.ensure_future(self._wait_for_marker(seconds, last))
+        try:
+            await asyncio.wait({waiting})  # the gate and the shutdown cancel `waiting`, not this loop
+        finally:
+            self._waiting = None
+            waiting.cancel()
+        return not waiting.cancelled() and waiting.result() is None
+
+    async def _how_long(self, last: Fetched, *, patient: bool) -> float:
+        due = (last.due_ms - wall_ms()) / 1000 if last.due_ms else LONG_WAIT
+        if not patient:
+            return max(min(due, SHORT_WAIT), 0.001)
+        try:
+            held_back, paused = await self.consumer.held_back()
+        except (RedisUnreachable, RedisRefused):
+            return SHORT_WAIT
+        longest = (PAUSED_WAIT if paused else MAXED_WAIT) if held_back else LONG_WAIT
+        return max(min(due, longest), 0.001)
+
+    async def _wait_for_marker(self, seconds: float, last: Fetched) -> int | None:
+        if last.limited_ms:
+            await asyncio.sleep(min(last.limited_ms / 1000, SHORT_WAIT))
+            return 0
+        deadline = mono() + seconds
+        while (left := deadline - mono()) > 0:
+            score = await self.consumer.wait_for_work(left)
+            self.fetched_at = mono()
+            if not score or score <= wall_ms():
+                return score
+            deadline = min(deadline, mono() + (score - wall_ms()) / 1000)  # a delayed job's time, not work yet
+        return 0 if last.due_ms else None
+
+    def _adopt(self, job: Job) -> None:
+        # Fetched for us while the reply was lost: run it as if the reply had come.
+        self._slots += 1
+        self._spawn(job)
+
+    # -- one slot's life: run, settle, run what came with the settling
+
+    def _spawn(self, job: Job) -> None:
+        running = self._register(job)
+        task = asyncio.get_running_loop().create_task(self._work(running), name="slot")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, running: Running | None) -> None:
+        try:
+            while running is not None:
+                outcome = await self._execute(running)
+                following = await self._settle(running, outcome)
+                running = self._register(following) if following is not None else None
+        except Exception:  # noqa: BLE001  our own fault: say so; the lease runs out and another worker takes the job
+            emit(InternalFault(where=f"job {running.job.id}" if running else "slot", stack=traceback.format_exc()))
+            if running is not None:
+                self._end(running, Drop())
+        finally:
+            self._slots -= 1
+            self._room.set()
+            if self.stopping and not self.running:
+                self._idle.set()
+
+    def _register(self, job: Job) -> Running:
+        running = self.running[job.id] = Running(job)
+        self.leases.hold(job)
+        emit(JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms))
+        return running
+
+    async def _execute(self, running: Running) -> Outcome:
+        if running.job.scheduler is not None:
+            await self._make_next(running.job)
+        return await self.executor.execute(running)
+
+    async def _make_next(self, job: Job) -> None:
+        try:
+            await make_next(self.consumer.link, self.keys, job)
+        except OxherdError as error:
+            emit(ScheduleFailed(scheduler=job.scheduler or "", error=str(error)))
+
+    async def _settle(self, running: Running, outcome: Outcome) -> Job | None:
+        job, following = running.job, NOTHING
+        try:
+            if not isinstance(outcome, Drop):
+                outcome, following = await self._tell(job, outcome)
+        except LeaseLost:
+            outcome = Drop()
+        except RedisRefused as error:  # a refusal that will not pass: the lease runs out and the job is given again
+            emit(RedisRefusedCommand(code=error.code, message=error.message, hint="the job is run again when its lease ends"))
+            outcome = Drop()
+        self._end(running, outcome)
+        return following.job
+
+    async def _tell(self, job: Job, outcome: Outcome) -> tuple[Outcome, Fetched]:
+        fetch = not self.stopping and self.gate is None and self._slots <= self.limits.concurrency
+        try:
+            return outcome, await self.consumer.settle(job, outcome, fetch=fetch)
+        except NoChildren:
+            outcome = Delay(1_000, "no child is open: run again")
+        except PendingChildren:
+            outcome = Fail("the handler returned while children are open", "", "failed")
+        except FailedChildren:
+            outcome = Fail("a child that counts has failed", "", "child_failed")
+        return outcome, await self.consumer.settle(job, outcome, fetch=fetch)
+
+    def _end(self, running: Running, outcome: Outcome) -> None:
+        job = running.job
+        if self.running.get(job.id) is running:
+            del self.running[job.id]
+            self.leases.let_go(job.id)
+        self.finished += isinstance(outcome, Done | Fail)
+        self.handed_back += isinstance(outcome, HandBack)
+        if isinstance(outcome, Drop):
+            emit(LeaseWasLost(id=job.id))
+        usage = running.context.usage if running.context else None
+        now = wall_ms()
+        emit(
+            JobEnded(
+                job=job.name,
+                id=job.id,
+                attempt=job.attempt,
+                attempts=job.attempts,
+                outcome=OUTCOME_WORD[type(outcome)],
+                kind=outcome.kind if isinstance(outcome, Fail) else "",
+                wait_ms=job.waited_ms,
+                run_ms=round((mono() - running.begun) * 1000, 2),
+                total_ms=max(now - job.timestamp, 0),
+                tokens=usage.tokens if usage else 0,
+                cost_usd=None if usage is None or usage.cost_usd is None else float(usage.cost_usd),
+                reason=getattr(outcome, "reason", ""),
+            )
+        )
+
+    # -- stopping single jobs
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that runs here; others are ignored."""
+        running = self.running.get(job_id)
+        if running is not None:
+            emit(JobCancelRequested(id=job_id))
+            running.interrupt(JobCancelled("cancelled on request"))
+            self._forget_cancel(job_id)
+
+    def _forget_cancel(self, job_id: str) -> None:
+        sent = self.consumer.link.send(b"ZREM", self.keys.cancels, job_id)
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _on_lease_lost(self, job_id: str) -> None:
+        # In the lease's thread: mark first, so that a settle that is about to happen sees it; then stop the handler.
+        running = self.running.get(job_id)
+        if running is not None:
+            running.stop = LeaseLost(f"job {job_id} is another worker's now")
+            self._loop.call_soon_threadsafe(running.interrupt, running.stop)
+
+    def _on_gate(self, reason: str | None) -> None:
+        if reason == self.gate:
+            return
+        self.gate = reason
+        emit(GateChanged(closed=reason is not None, reason=reason or "opened"))
+        self._opened.set()
+        if reason is not None and self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _watch_limits(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH)
+            now = mono()
+            for running in list(self.running.values()):
+                if running.stop is not None:
+                    running.interrupt(running.stop)  # again: a handler may have swallowed the first
+                elif (late := running.overdue(now)) is not None:
+                    running.interrupt(late)
+                elif now - running.begun > SHOWN_AFTER:
+                    self.executor.record_start(running)
+
+    # -- what contexts ask of the queue
+
+    async def update_progress(self, job: Job, value: Any) -> None:
+        """Publish a job's progress."""
+        k = self.keys
+        await self.consumer.link.insist(
+            script("updateProgress"), k.job(job.id), k.events, k.meta, job.id, encode(value, what="progress")
+        )
+
+    async def add_log(self, job: Job, text: str) -> None:
+        """Append to a job's log, keeping as many lines as its producer asked for."""
+        k = self.keys
+        await self.consumer.link.run(
+            script("addLog"), k.job(job.id), k.job(job.id) + b":logs", job.id, text, job.opts.get("kl") or ""
+        )
+
+    async def children_values(self, job: Job) -> dict[str, Any]:
+        """Results of a job's finished children by key."""
+        flat = await self.consumer.link.call(b"HGETALL", self.keys.job(job.id) + b":processed")
+        pairs = iter(flat)
+        return {key.decode(): decode(value) for key, value in zip(pairs, pairs, strict=True)}
