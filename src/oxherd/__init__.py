@@ -24,7 +24,18 @@ _HOMES = {
     "WaitForChildren": "oxherd.errors",
     "tool": "oxherd.agents",
 }
-__all__ = ["Agent", "Budget", "Context", "Fatal", "Herd", "JobCancelled", "RetryLater", "WaitForChildren", "__version__", "tool"]
+__all__ = [
+    "Agent",
+    "Budget",
+    "Context",
+    "Fatal",
+    "Herd",
+    "JobCancelled",
+    "RetryLater",
+    "WaitForChildren",
+    "__version__",
+    "tool",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,7 @@ from oxherd.worker.health import Facts, Health
 from oxherd.worker.worker import Limits, Worker
 
 OLDEST_REDIS = (6, 2)
+NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
 
 
 def load_herd(path: str | None) -> Herd:
@@ -49,7 +50,9 @@ def load_herd(path: str | None) -> Herd:
     herd = getattr(_import(module_name, path), attribute or "herd", None)
     if not isinstance(herd, Herd):
         found = "nothing" if herd is None else f"a {type(herd).__name__}"
-        raise AppImportError(f"--app {path}: {attribute or 'herd'} must be a Herd, it is {found}", hint=f"herd = Herd() in {module_name}")
+        raise AppImportError(
+            f"--app {path}: {attribute or 'herd'} must be a Herd, it is {found}", hint=f"herd = Herd() in {module_name}"
+        )
     return herd
 
 
@@ -59,8 +62,13 @@ def _import(module_name: str, path: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
             searched = "\n".join(f"  {entry}" for entry in sys.path if entry)
-            raise AppImportError(f"--app {path}: no module {error.name!r}. Searched:\n{searched}", hint="run it from your project's folder") from None
-        raise AppImportError(f"--app {path}: {module_name} imports {error.name!r}, which is not installed", hint=f"install {error.name}") from error
+            raise AppImportError(
+                f"--app {path}: no module {error.name!r}. Searched:\n{searched}",
+                hint="run it from your project's folder",
+            ) from None
+        raise AppImportError(
+            f"--app {path}: {module_name} imports {error.name!r}, which is not installed", hint=f"install {error.name}"
+        ) from error
     except Exception as error:  # the user's module failed while it was imported: show them their own stack
         stack = "".join(traceback.format_exception(error)[-4:])
         raise AppImportError(f"--app {path}: importing {module_name} failed:\n{stack}") from error
@@ -85,11 +93,11 @@ async def queue_client(settings: Settings) -> AsyncIterator[tuple[Producer, Admi
 def build_store(settings: Settings) -> Store | None:
     """The configured store, Postgres preferred, not started; None where none is configured."""
     if settings.database_url is not None:
-        from oxherd.store.postgres import PostgresStore  # noqa: PLC0415  a REST worker has no use for asyncpg
+        from oxherd.store.postgres import PostgresStore
 
         return PostgresStore(settings.database_url.reveal())
     if settings.supabase_url is not None and settings.supabase_service_role_key is not None:
-        from oxherd.store.supabase import SupabaseStore  # noqa: PLC0415  nor a Postgres one for this
+        from oxherd.store.supabase import SupabaseStore
 
         return SupabaseStore(settings.supabase_url, settings.supabase_service_role_key)
     return None
@@ -106,13 +114,16 @@ class Service:
     """
 
     def __init__(self, settings: Settings, herd: Herd, *, store: Store | None, limits: Limits | None = None) -> None:
-        from oxherd.agents import Agents  # noqa: PLC0415
+        from oxherd.agents import Agents
 
         self._settings = settings
         self._began = mono()
         self._store = store
         self._agents = Agents.build(
-            settings.openrouter_base_url, settings.openrouter_api_key, known=herd.agents, lookup=store.agent if store else None
+            settings.openrouter_base_url,
+            settings.openrouter_api_key,
+            known=herd.agents,
+            lookup=store.agent if store else None,
         )
         handlers = {**herd.handlers, **self._built_in()}
         self.metrics = Metrics(handlers)
@@ -126,7 +137,10 @@ class Service:
         self.port = 0
 
     def _built_in(self) -> dict[str, Handler]:
-        return {"agent.run": make_handler("agent.run", self._agents.handle), "oxherd.echo": make_handler("oxherd.echo", echo)}
+        return {
+            "agent.run": make_handler("agent.run", self._agents.handle),
+            "oxherd.echo": make_handler("oxherd.echo", echo),
+        }
 
     async def start(self) -> None:
         """Start everything; a failure stops what was started and is raised.
@@ -142,7 +156,7 @@ class Service:
             raise
 
     async def _start(self) -> None:
-        from oxherd.web.app import Server  # noqa: PLC0415  0.2 s of imports, while the connections come up
+        from oxherd.web.app import Server
 
         if self._store is not None:
             await self._store.start()
@@ -212,7 +226,7 @@ class Service:
             )
         )
         if self._store is None:
-            emit(WorkerWarned(message="--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"))
+            emit(WorkerWarned(message=NO_STORE))
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -228,7 +242,7 @@ def limits_of(settings: Settings) -> Limits:
 def listen_to_logs(settings: Settings) -> Callable[[], None]:
     """Write log lines from now on, with all secrets of the settings masked. Returns a function that stops it."""
     secrets = [value for name in Settings.__slots__ if isinstance(value := getattr(settings, name), Secret)]
-    if settings.redis_url and settings.redis_url.password is not None:
+    if settings.redis_url.password is not None:
         secrets.append(settings.redis_url.password)
     return logs.configure(settings.log_level, settings.log_format, secrets=secrets)
 
@@ -239,7 +253,7 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     Raises:
         UsageError: no store is configured and `no_store` was not asked for.
     """
-    from oxherd.worker.shutdown import Shutdown  # noqa: PLC0415
+    from oxherd.worker.shutdown import Shutdown
 
     store = None if no_store else build_store(settings)
     if store is None and not no_store:
@@ -256,7 +270,7 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
 
 def run_loop(main: Awaitable[Any]) -> Any:
     """Run a coroutine on uvloop, to its end."""
-    import uvloop  # noqa: PLC0415
+    import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)  # type: ignore[arg-type]
@@ -270,14 +284,18 @@ def _info(raw: bytes) -> dict[str, str]:
 def _warn_of_version(version: str) -> None:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers and numbers < OLDEST_REDIS:
-        emit(WorkerWarned(message=f"Redis {version} is older than 6.2: BullMQ's scripts are not tested on it; upgrade Redis"))
+        emit(
+            WorkerWarned(
+                message=f"Redis {version} is older than 6.2, which BullMQ's scripts are tested on: upgrade Redis"
+            )
+        )
 
 
 def _warn_of_policy(policy: str) -> None:
     if policy != "noeviction":
         emit(
             WorkerWarned(
-                message=f"Redis's maxmemory-policy is {policy}: when memory runs out it deletes jobs; set it to noeviction"
+                message=f"Redis's maxmemory-policy is {policy}: it deletes jobs when memory runs out; set it to noeviction"
             )
         )
 
@@ -288,4 +306,9 @@ async def _warn_of_other_prefixes(link: Link, keys: Keys) -> None:
     others = sorted({key.decode() for key in found} - {keys.meta.decode()})
     if others:
         prefixes = ", ".join(key.removesuffix(f":{keys.queue}:meta") for key in others)
-        emit(WorkerWarned(message=f"queue {keys.queue} also exists under the prefix {prefixes}; producers there are not served: JOB_QUEUE_PREFIX sets ours"))
+        emit(
+            WorkerWarned(
+                message=f"queue {keys.queue} also exists under the prefix {prefixes}, which is not served here: "
+                "set JOB_QUEUE_PREFIX to what the producers use"
+            )
+        )

@@ -103,7 +103,9 @@ class Context:
 
     __slots__ = ("_cancelled", "_journal", "_runner", "_seen", "_wire", "alive_at", "job", "tenant", "usage")
 
-    def __init__(self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None) -> None:
+    def __init__(
+        self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None
+    ) -> None:
         self.job = job
         self.tenant = tenant
         self.usage = Usage()
@@ -134,7 +136,13 @@ class Context:
         self._cancelled = reason
 
     async def step(
-        self, name: str, function: Callable[..., Any], *args: Any, kind: str = "step", usage: Usage | None = None, **kwargs: Any
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        kind: str = "step",
+        usage: Usage | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Run `function(*args, **kwargs)` once and for all: a later attempt gets the kept result instead.
 
@@ -152,7 +160,9 @@ class Context:
         """
         self.check()
         if name in self._seen:
-            raise StepRepeated(f"step {name!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'")
+            raise StepRepeated(
+                f"step {name!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
+            )
         self._seen.add(name)
         done = self._journal.find(name)
         if done is None:
@@ -180,7 +190,7 @@ class Context:
         await self._journal.save(step)
         return step
 
-    async def run(self, agent: Any, input: Any) -> Any:
+    async def run(self, agent: Any, input: Any) -> Any:  # noqa: A002  the field's word
         """Run an agent; each of its model and tool calls is a step.
 
         Parameters:

@@ -1,29 +1,29 @@
 """Every error Oxherd raises, as one tree.
 
-    OxherdError                     hint: what to do next; exit_code: what the command line returns
-    ├── UsageError                  the command or its arguments are wrong                            2
-    │   ├── SettingsError           one or more variables are missing or malformed (all listed)       2
-    │   └── AppImportError          `--app module:herd` could not be loaded                           2
-    ├── Unreachable                 a service did not answer                                          3
-    │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
-    │   └── StoreUnreachable        Postgres or Supabase did
-    ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
-    ├── StoreRefused                the database refused a row for what is in it                      1
-    ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
-    ├── JobNotFound                 no job with that id on the queue                                  1
-    ├── JobStateError               the job is not in the state the action needs                      1
-    └── JobError                    how a job can end other than by returning                         1
-        ├── Fatal                   fail now, whatever attempts are left (UnrecoverableError)
-        │   ├── PayloadInvalid      the job's data does not fit the handler's type
-        │   ├── UnknownJob          no handler has this job's name
-        │   ├── ResultInvalid       the handler's return value cannot be written as JSON
-        │   ├── StepRepeated        the same step name twice in one run
-        │   └── Quarantined         the job keeps killing its workers
-        ├── RetryLater              try again after `seconds`; no attempt is spent
-        ├── WaitForChildren         park the job until its children have finished
-        ├── JobTimeout              the total or idle time limit passed
-        ├── JobCancelled            somebody cancelled the job
-        └── LeaseLost               another worker owns the job now: stop, write nothing
+OxherdError                     hint: what to do next; exit_code: what the command line returns
+├── UsageError                  the command or its arguments are wrong                            2
+│   ├── SettingsError           one or more variables are missing or malformed (all listed)       2
+│   └── AppImportError          `--app module:herd` could not be loaded                           2
+├── Unreachable                 a service did not answer                                          3
+│   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
+│   └── StoreUnreachable        Postgres or Supabase did
+├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
+├── StoreRefused                the database refused a row for what is in it                      1
+├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
+├── JobNotFound                 no job with that id on the queue                                  1
+├── JobStateError               the job is not in the state the action needs                      1
+└── JobError                    how a job can end other than by returning                         1
+    ├── Fatal                   fail now, whatever attempts are left (UnrecoverableError)
+    │   ├── PayloadInvalid      the job's data does not fit the handler's type
+    │   ├── UnknownJob          no handler has this job's name
+    │   ├── ResultInvalid       the handler's return value cannot be written as JSON
+    │   ├── StepRepeated        the same step name twice in one run
+    │   └── Quarantined         the job keeps killing its workers
+    ├── RetryLater              try again after `seconds`; no attempt is spent
+    ├── WaitForChildren         park the job until its children have finished
+    ├── JobTimeout              the total or idle time limit passed
+    ├── JobCancelled            somebody cancelled the job
+    └── LeaseLost               another worker owns the job now: stop, write nothing
 """
 
 from __future__ import annotations

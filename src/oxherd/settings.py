@@ -173,9 +173,7 @@ def parse_key(text: str) -> Secret:
     except (binascii.Error, ValueError):
         raise ValueError("must be base64; make one with: openssl rand -base64 32") from None
     if size != 32:
-        raise ValueError(
-            f"must be base64 of 32 bytes, this is {size}; make one with: openssl rand -base64 32"
-        )
+        raise ValueError(f"must be base64 of 32 bytes, this is {size}; make one with: openssl rand -base64 32")
     return Secret(text)
 
 

@@ -59,7 +59,9 @@ class Admin:
     async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
         """Jobs of one state, the next to run or the newest finished first."""
         ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
-        reply = await self._link.run(script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, state)
+        reply = await self._link.run(
+            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, state
+        )
         return [{**_view(job_id.decode(), fields), "state": state} for job_id, fields in reply[0]]
 
     async def retry(self, job_id: str) -> None:
@@ -76,13 +78,13 @@ class Admin:
             if state == "unknown":
                 raise JobNotFound(f"no job {job_id} on queue {self._keys.queue}")
             raise JobStateError(f"job {job_id} is {state}; only failed or completed jobs can be retried")
-        k = self._keys
+        k, failed = self._keys, state == State.FAILED
         fields = await self._link.call(b"HGETALL", k.job(job_id))
         job = parse(job_id, fields, "")
         code = await self._link.run(
             script("reprocessJob"), k.job(job_id), k.events, k.state(state), k.wait, k.meta, k.active, k.marker,
             k.prioritized, k.pc, job_id, "RPUSH" if job.opts.get("lifo") else "LPUSH",
-            "failedReason" if state == State.FAILED else "returnvalue", state, b"1" if state == State.FAILED else b"0", b"0",
+            "failedReason" if failed else "returnvalue", state, b"1" if failed else b"0", b"0",
         )  # fmt: skip
         if code != 1:
             raise JobStateError(f"job {job_id} changed its state meanwhile; look again with: oxherd jobs show {job_id}")
@@ -110,7 +112,9 @@ class Admin:
 
     async def remove(self, job_id: str) -> bool:
         """Remove a job that is not running, with its children. False: it runs right now."""
-        code: int = await self._link.run(script("removeJob"), self._keys.job(job_id), self._keys.repeat, job_id, 1, self._keys.base)
+        code: int = await self._link.run(
+            script("removeJob"), self._keys.job(job_id), self._keys.repeat, job_id, 1, self._keys.base
+        )
         if code == -8:
             raise JobStateError(f"job {job_id} belongs to a job scheduler; remove the scheduler instead")
         return code == 1
@@ -119,7 +123,18 @@ class Admin:
         """Run a delayed job now. Raises JobStateError where it is not delayed."""
         k = self._keys
         code = await self._link.run(
-            script("promote"), k.delayed, k.wait, k.paused, k.meta, k.prioritized, k.active, k.pc, k.events, k.marker, k.base, job_id
+            script("promote"),
+            k.delayed,
+            k.wait,
+            k.paused,
+            k.meta,
+            k.prioritized,
+            k.active,
+            k.pc,
+            k.events,
+            k.marker,
+            k.base,
+            job_id,
         )
         if code != 0:
             raise JobStateError(f"job {job_id} is not delayed")
@@ -146,7 +161,9 @@ class Admin:
             newest = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", 1)
             position = newest[0][0].decode() if newest else "0"
         while True:
-            reply = await self._link.call(b"XREAD", b"COUNT", 500, b"BLOCK", 5000, b"STREAMS", self._keys.events, position)
+            reply = await self._link.call(
+                b"XREAD", b"COUNT", 500, b"BLOCK", 5000, b"STREAMS", self._keys.events, position
+            )
             for entry_id, flat in reply[0][1] if reply else ():
                 position = entry_id.decode()
                 words = [word.decode("utf-8", "replace") for word in flat]

@@ -80,8 +80,31 @@ class Consumer:
         self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD)
         self._blocking = Link(target, "marker")
         k = keys
-        self._active_keys = (k.wait, k.active, k.prioritized, k.events, k.stalled, k.limiter, k.delayed, k.paused, k.meta, k.pc, k.marker)
-        self._finish_keys = (k.wait, k.active, k.prioritized, k.events, k.stalled, k.limiter, k.delayed, k.paused, k.meta, k.pc)
+        self._active_keys = (
+            k.wait,
+            k.active,
+            k.prioritized,
+            k.events,
+            k.stalled,
+            k.limiter,
+            k.delayed,
+            k.paused,
+            k.meta,
+            k.pc,
+            k.marker,
+        )
+        self._finish_keys = (
+            k.wait,
+            k.active,
+            k.prioritized,
+            k.events,
+            k.stalled,
+            k.limiter,
+            k.delayed,
+            k.paused,
+            k.meta,
+            k.pc,
+        )
         self._finished = {
             "completed": (k.completed, k.base + b"metrics:completed"),
             "failed": (k.failed, k.base + b"metrics:failed"),
@@ -111,7 +134,7 @@ class Consumer:
         return self._fetched(reply, token)
 
     async def wait_for_work(self, seconds: float) -> int | None:
-        """Block on the marker: returns its score (0 for work now, or wall ms when a delayed job is due), None on time-out.
+        """Block on the marker: its score (0 for work now, or wall ms when a delayed job is due), None on time-out.
 
         The deadline on our side is a little longer than Redis's: past it the connection is dead and is made again.
         """
@@ -152,7 +175,7 @@ class Consumer:
         pause = 0.05
         while True:
             try:
-                return self._settled(job, await self._send(job, outcome, fetch))
+                return self._settled(job, await self._send(job, outcome, fetch=fetch))
             except RedisUnreachable:
                 if await self._was_applied(job):
                     return NOTHING
@@ -162,18 +185,20 @@ class Consumer:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
 
-    def _send(self, job: Job, outcome: Outcome, fetch: bool) -> Any:
+    def _send(self, job: Job, outcome: Outcome, *, fetch: bool) -> Any:  # noqa: PLR0911  one for each outcome
         match outcome:
             case Done(value):
-                return self._finish(job, "completed", b"returnvalue", value, b"", fetch)
+                return self._finish(job, "completed", b"returnvalue", value, b"", fetch=fetch)
             case Fail(reason, stack):
-                return self._finish(job, "failed", b"failedReason", reason.encode(), _failure(job, reason, stack), fetch)
+                return self._finish(
+                    job, "failed", b"failedReason", reason.encode(), _failure(job, reason, stack), fetch=fetch
+                )
             case Retry(0, reason, stack):
                 return self._retry_now(job, reason, stack)
             case Retry(delay_ms, reason, stack):
-                return self._delay(job, delay_ms, _failure(job, reason, stack), fetch, skip_attempt=False)
+                return self._delay(job, delay_ms, _failure(job, reason, stack), fetch=fetch, skip_attempt=False)
             case Delay(delay_ms, _):
-                return self._delay(job, max(delay_ms, 1), b"", fetch, skip_attempt=True)
+                return self._delay(job, max(delay_ms, 1), b"", fetch=fetch, skip_attempt=True)
             case HandBack():
                 return self._hand_back(job)
             case Park():
@@ -181,7 +206,7 @@ class Consumer:
             case _:
                 raise LeaseLost("a dropped job is not settled")
 
-    def _finish(self, job: Job, target: str, field: bytes, value: bytes, update: bytes, fetch: bool) -> Any:
+    def _finish(self, job: Job, target: str, field: bytes, value: bytes, update: bytes, *, fetch: bool) -> Any:
         opts = job.opts
         keep = opts.get("removeOnComplete" if target == "completed" else "removeOnFail")
         packed = msgpack.packb(
@@ -213,7 +238,7 @@ class Consumer:
             job.token, _failure(job, reason, stack),
         )  # fmt: skip
 
-    def _delay(self, job: Job, delay_ms: int, update: bytes, fetch: bool, *, skip_attempt: bool) -> Any:
+    def _delay(self, job: Job, delay_ms: int, update: bytes, *, fetch: bool, skip_attempt: bool) -> Any:
         k = self.keys
         return self.link.run(
             script("moveToDelayed"), k.marker, k.active, k.prioritized, k.delayed, k.job(job.id), k.events, k.meta,
@@ -258,6 +283,19 @@ class Consumer:
         Raises:
             LeaseLost: it did not, and the job is another worker's now.
         """
+        lock, started, stalled, place = await self._trace(job)
+        ours = started == job.attempts_started
+        if ours and lock == job.token.encode():
+            return False
+        if ours and lock is None and place is not None:
+            # The lease ran out while Redis was away and nobody has taken the job: take it back, then settle again.
+            return await self._renew_one(job)
+        if stalled > job.stalled:
+            raise LeaseLost(f"job {job.id} was given to another worker while Redis was away")
+        return True
+
+    async def _trace(self, job: Job) -> tuple[bytes | None, int, int, int | None]:
+        """The job's lock, its `ats` and `stc`, and its place in the active list, as soon as Redis tells."""
         while True:
             try:
                 lock, (started, stalled), place = await asyncio.gather(
@@ -265,18 +303,10 @@ class Consumer:
                     self.link.call(b"HMGET", self.keys.job(job.id), b"ats", b"stc"),
                     self.link.call(b"LPOS", self.keys.active, job.id),
                 )
-                break
             except (RedisUnreachable, RedisRefused):
                 await asyncio.sleep(0.1)
-        ours = started is not None and int(started) == job.attempts_started
-        if ours and lock == job.token.encode():
-            return False
-        if ours and lock is None and place is not None:
-            # The lease ran out while Redis was away and nobody has taken the job: take it back, then settle again.
-            return await self._renew_one(job)
-        if stalled is not None and int(stalled) > job.stalled:
-            raise LeaseLost(f"job {job.id} was given to another worker while Redis was away")
-        return True
+            else:
+                return lock, _int(started), _int(stalled), place
 
     async def _renew_one(self, job: Job) -> bool:
         k = self.keys
@@ -309,15 +339,15 @@ class Consumer:
         return adopted
 
 
-class PendingChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+class PendingChildren(Exception):
     """The job can't complete: children are still open."""
 
 
-class NoChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+class NoChildren(Exception):
     """The job can't wait for children: none is open."""
 
 
-class FailedChildren(Exception):  # noqa: N818  an answer of the queue, not a fault
+class FailedChildren(Exception):
     """The job can't complete: a child that counts has failed."""
 
 

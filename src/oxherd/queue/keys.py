@@ -5,9 +5,11 @@ from __future__ import annotations
 from oxherd.errors import PayloadInvalid
 
 STRUCTURAL = frozenset(
-    "wait active paused prioritized delayed waiting-children completed failed stalled stalled-check marker meta id pc "
-    "limiter events repeat".split()
-)
+    {
+        "wait", "active", "paused", "prioritized", "delayed", "waiting-children", "completed", "failed", "stalled",
+        "stalled-check", "marker", "meta", "id", "pc", "limiter", "events", "repeat",
+    }
+)  # fmt: skip
 
 
 class Keys:

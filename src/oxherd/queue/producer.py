@@ -27,7 +27,12 @@ SHORT = {
     "keepLogs": "kl",
     "deduplication": "de",
 }
-ON_CHILD_FAILURE = ("failParentOnFailure", "continueParentOnFailure", "ignoreDependencyOnFailure", "removeDependencyOnFailure")
+ON_CHILD_FAILURE = (
+    "failParentOnFailure",
+    "continueParentOnFailure",
+    "ignoreDependencyOnFailure",
+    "removeDependencyOnFailure",
+)
 OPTIONS = frozenset(
     {
         "jobId", "priority", "delay", "lifo", "attempts", "backoff", "removeOnComplete", "removeOnFail", "sizeLimit",
@@ -83,7 +88,7 @@ class Producer:
         return [_added(reply, job.name) for reply, job in zip(replies, jobs, strict=True)]
 
     async def add_flow(self, root: NewJob) -> str:
-        """Add a tree of jobs in one transaction and return the root's id. Children run first, parents when all are done."""
+        """Add a tree of jobs in one transaction and return the root's id; a parent runs when all its children have."""
         commands, root_id = self._flow(root, parent=None)
         for name in {command[0].name for command in commands}:
             await self._link.call(b"SCRIPT", b"LOAD", script(name).body)
@@ -112,21 +117,32 @@ class Producer:
         opts = _encoded(_checked(job.opts))
         next_ms = first_run(repeat, now)
         template = encode({} if job.data is None else job.data, what="the payload")
-        merged = {**opts, "repeat": {**repeat.stored(), "count": 1}, "jobId": f"repeat:{scheduler_id}:{next_ms}", "delay": max(next_ms - now, 0),
-                  "timestamp": now, "prevMillis": next_ms, "repeatJobKey": scheduler_id}  # fmt: skip
+        merged = {
+            **opts,
+            "repeat": {**repeat.stored(), "count": 1},
+            "jobId": f"repeat:{scheduler_id}:{next_ms}",
+            "delay": max(next_ms - now, 0),
+            "timestamp": now,
+            "prevMillis": next_ms,
+            "repeatJobKey": scheduler_id,
+        }
         reply = await self._link.run(
             script("addJobScheduler"), k.repeat, k.delayed, k.wait, k.paused, k.meta, k.prioritized, k.marker, k.id,
             k.events, k.pc, k.active, next_ms, msgpack.packb({"name": job.name, **repeat.stored()}), scheduler_id,
             template, msgpack.packb(opts), msgpack.packb(merged), now, k.base, b"",
         )  # fmt: skip
         if isinstance(reply, int):
-            raise JobStateError(f"scheduler {scheduler_id!r}: its next slot holds a job that can't be replaced (BullMQ code {reply})")
+            raise JobStateError(
+                f"scheduler {scheduler_id!r}: its next slot holds a job that can't be replaced (BullMQ code {reply})"
+            )
         return str(reply[0].decode())
 
     async def unschedule(self, scheduler_id: str) -> bool:
         """Remove a job scheduler and its pending job. False: there was none."""
         k = self._keys
-        removed: int = await self._link.run(script("removeJobScheduler"), k.repeat, k.delayed, k.events, scheduler_id, k.base)
+        removed: int = await self._link.run(
+            script("removeJobScheduler"), k.repeat, k.delayed, k.events, scheduler_id, k.base
+        )
         return removed == 0
 
     def _flow(self, node: NewJob, parent: tuple[Keys, str] | None) -> tuple[list[tuple[Any, ...]], str]:
@@ -152,8 +168,34 @@ class Producer:
         if opts["delay"]:
             return (script("addDelayedJob"), k.marker, k.meta, k.id, k.delayed, k.completed, k.events, *args, now)
         if opts.get("priority"):
-            return (script("addPrioritizedJob"), k.marker, k.meta, k.id, k.prioritized, k.delayed, k.completed, k.active, k.events, k.pc, *args, now)
-        return (script("addStandardJob"), k.wait, k.paused, k.meta, k.id, k.completed, k.delayed, k.active, k.events, k.marker, *args, now)
+            return (
+                script("addPrioritizedJob"),
+                k.marker,
+                k.meta,
+                k.id,
+                k.prioritized,
+                k.delayed,
+                k.completed,
+                k.active,
+                k.events,
+                k.pc,
+                *args,
+                now,
+            )
+        return (
+            script("addStandardJob"),
+            k.wait,
+            k.paused,
+            k.meta,
+            k.id,
+            k.completed,
+            k.delayed,
+            k.active,
+            k.events,
+            k.marker,
+            *args,
+            now,
+        )
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +203,12 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(opts) - OPTIONS)
     if unknown:
         raise PayloadInvalid(f"unknown job option {unknown[0]!r}", hint=f"known are {', '.join(sorted(OPTIONS))}")
-    for name, low, high in (("priority", 0, MAX_PRIORITY), ("delay", 0, 2**41), ("attempts", 0, 10**6), ("sizeLimit", 0, 2**53)):
+    for name, low, high in (
+        ("priority", 0, MAX_PRIORITY),
+        ("delay", 0, 2**41),
+        ("attempts", 0, 10**6),
+        ("sizeLimit", 0, 2**53),
+    ):
         value = opts.get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise PayloadInvalid(f"{name} must be a whole number from {low} to {high} (got {value!r})")

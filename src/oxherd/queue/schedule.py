@@ -41,7 +41,14 @@ class Repeat:
 
     def stored(self) -> dict[str, Any]:
         """The fields as BullMQ stores them, without the unset ones."""
-        fields = {"every": self.every, "pattern": self.pattern, "tz": self.tz, "limit": self.limit, "startDate": self.start, "endDate": self.end}
+        fields = {
+            "every": self.every,
+            "pattern": self.pattern,
+            "tz": self.tz,
+            "limit": self.limit,
+            "startDate": self.start,
+            "endDate": self.end,
+        }
         return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -58,9 +65,9 @@ def next_match(pattern: str, tz: str | None, after: int) -> int:
     Raises:
         PayloadInvalid: the pattern or the time zone is malformed.
     """
-    from zoneinfo import ZoneInfo  # noqa: PLC0415  paid only by queues that have schedules
+    from zoneinfo import ZoneInfo
 
-    from croniter import CroniterError, croniter  # noqa: PLC0415  likewise
+    from croniter import CroniterError, croniter
 
     try:
         zone = ZoneInfo(tz) if tz else UTC

@@ -42,7 +42,9 @@ def script(name: str) -> Script:
             body = path.read_bytes()
             numkeys = path.stem.rpartition("-")[2]
             return Script(name, body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(), numkeys.encode())
-    raise OxherdError(f"the installed bullmq package has no script {name}", hint="install the locked version: bullmq 3.4.4")
+    raise OxherdError(
+        f"the installed bullmq package has no script {name}", hint="install the locked version: bullmq 3.4.4"
+    )
 
 
 @cache

@@ -256,7 +256,7 @@ class ScheduleFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class InternalFault(Event):
-    """A fault in Oxherd itself. The job it hit is given to another worker when its lease ends; please report it."""
+    """A fault in Oxherd itself: please report it. The job it hit goes to another worker when its lease ends."""
 
     name: ClassVar[str] = "worker.fault"
     level: ClassVar[str] = "error"

@@ -49,7 +49,9 @@ class Server:
         self._host, self._port = host, port
         app = Starlette(routes=routes(health, metrics))
         self._server = _Quiet(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+            )
         )
         self._task: asyncio.Task[None] | None = None
         self.port = 0
@@ -82,5 +84,7 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise UsageError(f"can't listen on {host}:{port}: {error.strerror}", hint="set PORT to a free one, or to 0") from None
+        raise UsageError(
+            f"can't listen on {host}:{port}: {error.strerror}", hint="set PORT to a free one, or to 0"
+        ) from None
     return bound

@@ -1,4 +1,4 @@
-"""What people ask of running workers: cancel a job, close or open the intake gate. Heard at once, and after an outage."""
+"""What people ask of running workers: cancel a job, close or open the intake gate. Heard at once or after an outage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ class Control:
     """
 
     def __init__(
-        self, target: RedisTarget, keys: Keys, *, on_cancel: Callable[[str], None], on_gate: Callable[[str | None], None]
+        self,
+        target: RedisTarget,
+        keys: Keys,
+        *,
+        on_cancel: Callable[[str], None],
+        on_gate: Callable[[str | None], None],
     ) -> None:
         self._keys = keys
         self._on_cancel = on_cancel

@@ -23,7 +23,14 @@ from oxherd.store import RunRecord, Store
 from oxherd.worker.handlers import Handler, find_handler, read_payload
 from oxherd.worker.retry import outcome_of
 
-STATUS = {Done: "completed", Fail: "failed", Retry: "retrying", Delay: "delayed", HandBack: "handed_back", Park: "parked"}
+STATUS = {
+    Done: "completed",
+    Fail: "failed",
+    Retry: "retrying",
+    Delay: "delayed",
+    HandBack: "handed_back",
+    Park: "parked",
+}
 
 
 class Interrupted(JobError):
@@ -70,7 +77,9 @@ class Running:
     def overdue(self, now: float) -> JobError | None:
         """The limit that has passed, if one has."""
         if now >= self.deadline:
-            return JobTimeout(f"the job's time limit passed after {now - self.begun:.1f} s", hint="raise the handler's timeout")
+            return JobTimeout(
+                f"the job's time limit passed after {now - self.begun:.1f} s", hint="raise the handler's timeout"
+            )
         if self.context is not None and now - self.context.alive_at >= self.idle:
             return JobTimeout(
                 f"no step, progress or log line for {now - self.context.alive_at:.1f} s",
@@ -93,7 +102,7 @@ class Executor:
         threads: how many plain (not async) handlers may run at once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
         self,
         handlers: Mapping[str, Handler],
         *,
@@ -183,7 +192,11 @@ class Executor:
         running.idle = idle or float("inf")
         if running.stop is not None:
             raise running.stop
-        call = handler.function(context, payload) if handler.is_async else self._in_thread(running, handler, context, payload)
+        call = (
+            handler.function(context, payload)
+            if handler.is_async
+            else self._in_thread(running, handler, context, payload)
+        )
         running.task = asyncio.get_running_loop().create_task(call, name=f"job-{running.job.id}")
         try:
             value = await running.task
@@ -222,7 +235,9 @@ class Executor:
     def _run_id(self, job: Job) -> str:
         return f"{self._queue}/{job.id}@{job.timestamp}"
 
-    def _record(self, running: Running, status: str, *, tenant: str | None, outcome: Outcome | None = None) -> RunRecord:
+    def _record(
+        self, running: Running, status: str, *, tenant: str | None, outcome: Outcome | None = None
+    ) -> RunRecord:
         job = running.job
         usage = running.context.usage if running.context else None
         return RunRecord(

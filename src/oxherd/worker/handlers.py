@@ -36,7 +36,12 @@ class Handler:
 
 
 def make_handler(
-    name: str, function: Callable[..., Any], *, timeout: float | None = None, idle_timeout: float | None = None, retries: int = 0
+    name: str,
+    function: Callable[..., Any],
+    *,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    retries: int = 0,
 ) -> Handler:
     """Build a handler from a function `(ctx, payload)` and its type hints.
 
@@ -46,7 +51,8 @@ def make_handler(
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) != 2:
         raise UsageError(
-            f"the handler of {name!r} must take (ctx, payload); {function.__qualname__} takes {len(parameters)} parameters"
+            f"the handler of {name!r} must take (ctx, payload); "
+            f"{function.__qualname__} takes {len(parameters)} parameters"
         )
     wanted = _hints(function, name).get(parameters[1].name, dict)
     plain = wanted in (dict, Any) or wanted == dict[str, Any]
@@ -73,7 +79,9 @@ def find_handler(handlers: Mapping[str, Handler], name: str) -> Handler:
     handler = handlers.get(name)
     if handler is None:
         known = ", ".join(sorted(handlers))
-        raise UnknownJob(f"no handler for job name {name!r}; this worker has: {known}", hint="is --app the right module?")
+        raise UnknownJob(
+            f"no handler for job name {name!r}; this worker has: {known}", hint="is --app the right module?"
+        )
     return handler
 
 
@@ -106,7 +114,14 @@ def read_payload(handler: Handler, raw: bytes) -> tuple[Any, str | None]:
 
 
 def _json_type(data: Any) -> str:
-    names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+    names = {
+        list: "an array",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        bool: "a boolean",
+        type(None): "null",
+    }
     return names.get(type(data), type(data).__name__)
 
 
@@ -117,5 +132,3 @@ def _explain(error: ValidationError) -> str:
         for fault in error.errors(include_url=False, include_input=False)
     ]
     return "the payload does not fit the handler: " + "; ".join(faults[:10])
-
-

@@ -64,7 +64,12 @@ class Health:
         if self._store is None:
             return {"ok": True, "kind": "none: runs are not recorded"}
         away = self._store.away_seconds
-        return {"ok": away < STORE_AWAY, "kind": self._store.kind, "away_s": round(away, 1), "waiting": self._store.waiting}
+        return {
+            "ok": away < STORE_AWAY,
+            "kind": self._store.kind,
+            "away_s": round(away, 1),
+            "waiting": self._store.waiting,
+        }
 
     def _consuming(self) -> dict[str, Any]:
         worker = self._worker

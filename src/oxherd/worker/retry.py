@@ -81,7 +81,7 @@ def backoff_ms(backoff: Any, attempt: int) -> int:
     delay, jitter = _number(backoff.get("delay"), FIRST_DELAY_MS), min(_number(backoff.get("jitter"), 0.0), 1.0)
     pause = delay * 2.0 ** min(attempt - 1, 40) if backoff.get("type") == "exponential" else delay
     pause = min(pause, max(delay, 2**31))
-    return int(pause * (1 - jitter * random.random()))  # noqa: S311  jitter, not a secret
+    return int(pause * (1 - jitter * random.random()))
 
 
 def _number(value: Any, default: float) -> float:

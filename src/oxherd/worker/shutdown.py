@@ -65,7 +65,7 @@ class Shutdown:
 def print_stacks() -> None:
     """Write every task's stack to stderr."""
     tasks = asyncio.all_tasks()
-    print(f"--- {len(tasks)} tasks ---", file=sys.stderr)
+    sys.stderr.write(f"--- {len(tasks)} tasks ---\n")
     for task in sorted(tasks, key=lambda task: task.get_name()):
         task.print_stack(file=sys.stderr)
     sys.stderr.flush()

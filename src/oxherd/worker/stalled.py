@@ -58,9 +58,11 @@ class Stalled:
         """One look; returns seconds until the next one is worth it."""
         k = self._keys
         hold_ms = int((self._interval + 2) * 1000)
+        watching: int
+        seen: list[int]
         watching, *seen = await self._link.run(script("watchActive"), k.active, k.watch, k.base, self._worker, hold_ms)
         if not watching:
-            return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)  # noqa: S311  spread, not a secret
+            return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)
         soonest, bare = seen
         if bare:
             await self._sweep()

@@ -49,8 +49,14 @@ WATCH = 0.25  # seconds between looks at time limits
 SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
 LARGEST_BURST = 64  # fetches in one write
 OUTCOME_WORD = {
-    Done: "completed", Fail: "failed", Retry: "retried", Delay: "delayed", HandBack: "handed_back", Park: "parked", Drop: "lease_lost",
-}  # fmt: skip
+    Done: "completed",
+    Fail: "failed",
+    Retry: "retried",
+    Delay: "delayed",
+    HandBack: "handed_back",
+    Park: "parked",
+    Drop: "lease_lost",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +342,11 @@ class Worker:
         except LeaseLost:
             outcome = Drop()
         except RedisRefused as error:  # a refusal that will not pass: the lease runs out and the job is given again
-            emit(RedisRefusedCommand(code=error.code, message=error.message, hint="the job is run again when its lease ends"))
+            emit(
+                RedisRefusedCommand(
+                    code=error.code, message=error.message, hint="the job is run again when its lease ends"
+                )
+            )
             outcome = Drop()
         self._end(running, outcome)
         return following.job
