@@ -1,0 +1,358 @@
+"""Logs: every event as one line, pretty for people or JSON for collectors, never with a secret in it.
+
+All wording is in this file. The lines go to stdout in both forms, because hosts such as Railway take whatever
+is on stderr for an error. Python's own logging, and so every library's, comes out through the same renderer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
+
+import orjson
+
+from oxherd.settings import Secret
+from oxherd.telemetry import events
+from oxherd.telemetry.events import Event, attach, catalogue
+
+_RANKS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_UNHAPPY = frozenset({"failed", "lease_lost"})
+_LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
+_LONGEST_LINE = 4 * _LONGEST_TEXT
+_SHORTEST_SECRET = 4  # characters; a shorter one is only hidden where it is the whole value
+
+
+class Redactor:
+    """Puts `***` where a known secret's value stands in a text.
+
+    Parameters:
+        secrets: the values to hide. Percent-encoded copies are hidden too.
+    """
+
+    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
+        values = {secret.reveal() for secret in secrets} - {""}
+        forms = values | {quote(value, safe="", errors="backslashreplace") for value in values}
+        self._whole = frozenset(forms)
+        self._parts = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+        self._needles = tuple({_bytes(form) for form in forms} | {_escaped(form) for form in forms})
+
+    def suspects(self, line: bytes) -> bool:
+        """Whether a finished line may hold a secret. Quick, and wrong only by being too careful."""
+        return any(needle in line for needle in self._needles)
+
+    def text(self, text: str) -> str:
+        """The text without secrets."""
+        if text in self._whole:
+            return "***"
+        for part in self._parts:
+            text = text.replace(part, "***")
+        return text
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")  # as the renderers write text that is no Unicode
+
+
+def _escaped(text: str) -> bytes:
+    return orjson.dumps(_bytes(text).decode())[1:-1]
+
+
+class _Line(NamedTuple):
+    """How an event reads: its words, and the fields they already tell, which a pretty line leaves out."""
+
+    words: Callable[[Any], str]
+    told: frozenset[str] = frozenset()
+
+
+def _told(*fields: str) -> frozenset[str]:
+    return frozenset(fields)
+
+
+def _took(ms: float) -> str:
+    if ms < 1000:
+        return f"{ms:.0f} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms // 60_000:.0f} min {ms % 60_000 / 1000:.0f} s"
+
+
+def _job_ended(event: events.JobEnded) -> str:
+    text = f"{event.job} {event.id} {event.outcome.replace('_', ' ')} in {_took(event.run_ms)}"
+    return f"{text}: {event.reason}" if event.reason else text
+
+
+def _facts(event: events.WorkerStarted) -> str:
+    commit = f" ({event.commit[:7]})" if event.commit else ""
+    return (
+        f"[worker] Oxherd {event.version}{commit} ready in {event.seconds:.2f} s: Redis "
+        f"{event.redis_version} at {event.redis}, store {event.store}, handlers {', '.join(event.handlers)}"
+    )
+
+
+LINES: dict[type[Event], _Line] = {
+    events.WorkerStarted: _Line(lambda e: f"Started processing jobs from queue: {e.queue}", _told("queue")),
+    events.WorkerWarned: _Line(lambda e: e.message),
+    events.WorkerDraining: _Line(
+        lambda e: f"Draining ({e.reason}): {e.in_flight} jobs running, {e.grace_s:g} s to finish",
+        _told("reason", "in_flight", "grace_s"),
+    ),
+    events.WorkerStopped: _Line(
+        lambda e: f"Stopped: {e.finished} jobs finished, {e.handed_back} handed back",
+        _told("finished", "handed_back"),
+    ),
+    events.JobStarted: _Line(lambda e: f"{e.job} {e.id} started", _told("job", "id")),
+    events.JobEnded: _Line(_job_ended, _told("job", "id", "outcome", "run_ms", "reason")),
+    events.JobCancelRequested: _Line(lambda e: f"{e.id} is asked to stop", _told("id")),
+    events.JobStalled: _Line(lambda e: f"{e.id} stalled: its worker is gone, the job was put back", _told("id")),
+    events.LeaseWasLost: _Line(lambda e: f"{e.id} belongs to another worker now; cancelled here", _told("id")),
+    events.LeasesLate: _Line(lambda e: f"Not renewed for {e.seconds:.1f} s: {e.error}", _told("seconds", "error")),
+    events.RedisLost: _Line(lambda e: f"Connection for {e.purpose} lost: {e.error}", _told("purpose", "error")),
+    events.RedisBack: _Line(
+        lambda e: f"Connection for {e.purpose} is back after {e.seconds:.1f} s", _told("purpose", "seconds")
+    ),
+    events.RedisRefusedCommand: _Line(
+        lambda e: f"Refused, will be tried again: {e.message}{f' ({e.hint})' if e.hint else ''}",
+        _told("hint"),
+    ),
+    events.StoreLost: _Line(lambda e: f"Write failed, trying again: {e.error}", _told("error")),
+    events.StoreBack: _Line(lambda e: f"Takes writes again after {e.seconds:.1f} s", _told("seconds")),
+    events.StoreFlushed: _Line(
+        lambda e: f"{e.rows} rows written in {_took(e.seconds * 1000)}", _told("rows", "seconds")
+    ),
+    events.LoopBlocked: _Line(lambda e: f"Event loop blocked for {e.seconds:.2f} s by:", _told("seconds")),
+    events.GateChanged: _Line(
+        lambda e: f"Intake {'closed' if e.closed else 'open'}{f': {e.reason}' if e.reason else ''}",
+        _told("closed", "reason"),
+    ),
+    events.ScheduleFailed: _Line(
+        lambda e: f"No next job for scheduler {e.scheduler}: {e.error}", _told("scheduler", "error")
+    ),
+    events.InternalFault: _Line(lambda e: f"Fault in {e.where}; please report it", _told("where")),
+}
+
+
+class Sink(Protocol):
+    """Where lines go: a raw file, or an `io.BytesIO` in tests."""
+
+    def write(self, line: bytes, /) -> int | None:
+        """Write what fits and say how many bytes that was."""
+
+    def isatty(self) -> bool:
+        """Whether a person is watching."""
+
+
+def configure(
+    level: str = "info",
+    format: str = "auto",  # noqa: A002  the variable is LOG_FORMAT
+    *,
+    secrets: Iterable[Secret] = (),
+    sink: Sink | None = None,
+) -> Callable[[], None]:
+    """Write a line for every event at least as severe as `level`, and for what libraries log.
+
+    Parameters:
+        level: debug, info, warning or error.
+        format: pretty, json, or auto: pretty where the sink is a terminal.
+        secrets: values that must not appear in any line, whoever put them there.
+        sink: stdout when left out.
+
+    Returns:
+        A function that stops it all and puts Python's logging back as it was.
+    """
+    out = sink or io.FileIO(sys.stdout.fileno(), "w", closefd=False)
+    pretty = format == "pretty" or (format == "auto" and out.isatty())
+    logs = _Logs(out, _pretty(colour=out.isatty()) if pretty else _json, Redactor(secrets), _RANKS[level])
+    detach = [attach(logs.started if kind is events.WorkerStarted else logs.event, kind) for kind in _heard(level)]
+    return _stack_up(detach, _route_libraries(logs, _RANKS[level]))
+
+
+def _heard(level: str) -> list[type[Event]]:
+    return [kind for kind in catalogue() if _RANKS[_loudest(kind)] >= _RANKS[level]]
+
+
+def _loudest(kind: type[Event]) -> str:
+    return "warning" if kind is events.JobEnded else kind.level
+
+
+def _level(event: Event) -> str:
+    if isinstance(event, events.JobEnded) and event.outcome in _UNHAPPY:
+        return "warning"
+    return event.level
+
+
+def _stack_up(detach: list[Callable[[], None]], restore: Callable[[], None]) -> Callable[[], None]:
+    def stop() -> None:
+        for each in detach:
+            each()
+        restore()
+
+    return stop
+
+
+def _route_libraries(logs: _Logs, rank: int) -> Callable[[], None]:
+    root = logging.getLogger()
+    before, level = root.handlers, root.level
+    root.handlers = [_Handler(logs)]
+    root.setLevel(rank)
+    logging.captureWarnings(capture=True)
+
+    def restore() -> None:
+        logging.captureWarnings(capture=False)
+        root.handlers = before
+        root.setLevel(level)
+
+    return restore
+
+
+Record = dict[str, Any]
+Renderer = Callable[[Record, frozenset[str]], bytes]
+
+
+class _Logs:
+    def __init__(self, sink: Sink, render: Renderer, redactor: Redactor, rank: int) -> None:
+        self._sink = sink
+        self._render = render
+        self._redactor = redactor
+        self._rank = rank
+        self._lock = threading.RLock()  # reentrant: a finaliser may log while its own thread is writing
+
+    def event(self, event: Event) -> None:
+        """Write an event's line."""
+        level = _level(event)
+        if _RANKS[level] < self._rank:
+            return
+        line = self._render(_record(event, level), LINES[type(event)].told)
+        if len(line) > _LONGEST_LINE or self._redactor.suspects(line):
+            line = self._render(_record(self._tidied(event), level), LINES[type(event)].told)
+        self._write(line)
+
+    def started(self, event: events.WorkerStarted) -> None:
+        """Write the start-up facts, then the line that deploys wait for."""
+        event = self._tidied(event)
+        facts = _record(event, event.level)
+        line = {key: facts[key] for key in ("message", "level", "time", "event", "queue", "concurrency")}
+        facts.update(message=_facts(event), event="worker.facts")
+        self._write(self._render(facts, frozenset(facts)))
+        self._write(self._render(line, LINES[events.WorkerStarted].told))
+
+    def library(self, logged: logging.LogRecord) -> None:
+        """Write what a library logged."""
+        record: Record = {"message": self._clean(_text(logged)), "level": _library_level(logged.levelno)}
+        record.update(time=datetime.now(UTC), event="log", logger=logged.name)
+        if logged.exc_info and logged.exc_info[0]:
+            record["stack"] = self._clean("".join(traceback.format_exception(*logged.exc_info)))
+        self._write(self._render(record, frozenset()))
+
+    def _tidied(self, event: Any) -> Any:
+        values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        return dataclasses.replace(event, **{name: self._tidied_value(values[name]) for name in values})
+
+    def _tidied_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._clean(value)
+        return tuple(self._clean(part) for part in value) if isinstance(value, tuple) else value
+
+    def _clean(self, text: str) -> str:
+        text = self._redactor.text(text)
+        return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
+
+    def _write(self, line: bytes) -> None:
+        # A full disk or a reader that went away costs lines, never jobs.
+        with self._lock, contextlib.suppress(OSError):
+            while line:
+                line = line[self._sink.write(line) or len(line) :]
+
+
+class _Handler(logging.Handler):
+    def __init__(self, logs: _Logs) -> None:
+        super().__init__()
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._logs.library(record)
+
+
+def _text(logged: logging.LogRecord) -> str:
+    try:
+        return logged.getMessage()
+    except Exception:  # noqa: BLE001  a library's broken format string is not worth a job
+        return f"{logged.msg} {logged.args}"
+
+
+def _library_level(rank: int) -> str:
+    return next((name for name, least in reversed(_RANKS.items()) if rank >= least), "debug")
+
+
+def _record(event: Event, level: str) -> Record:
+    kind = type(event)
+    area, name = _AREAS[kind], event.name
+    record = {
+        "message": f"[{area}] {LINES[kind].words(event)}",
+        "level": level,
+        "time": datetime.now(UTC),
+        "event": name,
+    }
+    for field in FIELDS[kind]:
+        record[field] = getattr(event, field)
+    return record
+
+
+FIELDS = {
+    kind: tuple(field.name for field in dataclasses.fields(kind) if field.name != "message") for kind in catalogue()
+}
+_AREAS = {kind: kind.name.partition(".")[0] for kind in catalogue()}
+
+
+def _json(record: Record, told: frozenset[str]) -> bytes:  # noqa: ARG001  collectors get every field
+    try:
+        return orjson.dumps(record, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # text that is no Unicode, or a number past 64 bits
+        plain = {key: _bytes(str(value)).decode() for key, value in record.items()}
+        return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE)
+
+
+_COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    10: "\\n",
+    13: "\\r",
+    9: "\\t",
+}
+_HEAD = frozenset({"message", "level", "time", "event", "stack"})
+
+
+def _pretty(*, colour: bool) -> Renderer:
+    def paint(code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+    def render(record: Record, told: frozenset[str]) -> bytes:
+        time = record["time"].astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level = paint(_COLOURS[record["level"]], f"{record['level']:7}")
+        shown = [
+            f"{paint('2', f'{key}=')}{_value(value)}"
+            for key, value in record.items()
+            if key not in _HEAD and key not in told and value not in ("", None)
+        ]
+        text = f"{paint('2', time)} {level} {record['message'].translate(_CONTROLS)}"
+        text = "  ".join([text, " ".join(shown)]) if shown else text
+        stack = "".join(f"\n    {line.translate(_CONTROLS)}" for line in record.get("stack", "").splitlines())
+        return _bytes(f"{text}{stack}\n")
+
+    return render
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_value, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value).translate(_CONTROLS)
+    return f'"{text}"' if " " in text else text
