@@ -95,7 +95,7 @@ def with_tools_described(messages: list[Json], functions: list[Json]) -> list[Js
 
 
 def plain_message(message: Json) -> Json:
-    """One message as role and text. A call and its result become small talk, which this model follows best."""
+    """One message as role and text. Calls and results become small talk, which this model follows best."""
     text = plain_text(message.get("content"))
     match message.get("role"):
         case "tool":

@@ -59,10 +59,7 @@ def test_a_question_gets_text_and_its_tokens_are_counted(model: Model):
     assert reply["object"] == "chat.completion"
     assert reply["choices"][0]["message"]["content"]
     assert reply["usage"]["completion_tokens"] > 0
-    assert (
-        reply["usage"]["total_tokens"]
-        == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
-    )
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
 
 
 def test_a_conversation_may_have_several_turns_and_text_in_parts(model: Model):
@@ -90,9 +87,7 @@ def test_a_json_schema_is_always_followed(model: Model):
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "rating", "strict": True, "schema": schema}}
-    _, reply = ask(
-        model, messages=[{"role": "user", "content": "I like it. Rate my mood."}], response_format=form
-    )
+    _, reply = ask(model, messages=[{"role": "user", "content": "I like it. Rate my mood."}], response_format=form)
     answer = json.loads(reply["choices"][0]["message"]["content"])
     assert answer["mood"] in {"good", "bad"}
     assert isinstance(answer["score"], int)
@@ -195,9 +190,7 @@ def test_a_client_that_leaves_stops_the_generation(model: Model):
     request = {"messages": [{"role": "user", "content": "Count to a thousand."}], "max_tokens": 3000}
     body = json.dumps(request).encode()
     with socket.create_connection((address.hostname, address.port)) as client:
-        client.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     started = time.monotonic()
     status, _ = ask(model, messages=[{"role": "user", "content": "Hi"}], max_tokens=2)
     assert status == 200
