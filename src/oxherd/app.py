@@ -20,7 +20,7 @@ from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
-from oxherd.settings import Secret, Settings
+from oxherd.settings import Settings
 from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
@@ -178,12 +178,12 @@ class Service:
 
     def _listen(self) -> None:
         detach = self.metrics.attach()
-        leases = self.worker.leases
+        leases, store = self.worker.leases, self._store
         self.metrics.watch(
             in_flight=lambda: len(self.worker.running),
             loop_lag=lambda: leases.loop_lag,
             lease_lag=lambda: leases.lag,
-            store_waiting=(lambda: store.waiting) if (store := self._store) is not None else None,
+            store_waiting=None if store is None else (lambda: store.waiting),
         )
 
         async def quiet() -> None:
@@ -241,10 +241,7 @@ def limits_of(settings: Settings) -> Limits:
 
 def listen_to_logs(settings: Settings) -> Callable[[], None]:
     """Write log lines from now on, with all secrets of the settings masked. Returns a function that stops it."""
-    secrets = [value for name in Settings.__slots__ if isinstance(value := getattr(settings, name), Secret)]
-    if settings.redis_url.password is not None:
-        secrets.append(settings.redis_url.password)
-    return logs.configure(settings.log_level, settings.log_format, secrets=secrets)
+    return logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
 
 
 async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> None:
@@ -295,7 +292,7 @@ def _warn_of_policy(policy: str) -> None:
     if policy != "noeviction":
         emit(
             WorkerWarned(
-                message=f"Redis's maxmemory-policy is {policy}: it deletes jobs when memory runs out; set it to noeviction"
+                message=f"Redis's maxmemory-policy is {policy}: jobs are deleted when memory runs out; set noeviction"
             )
         )
 
