@@ -26,6 +26,7 @@ from oxherd.telemetry.events import Event, attach, catalogue
 
 _RANKS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _UNHAPPY = frozenset({"failed", "lease_lost"})
+_CHATTY = ("uvicorn",)  # says at info level what our own start-up lines say better
 _LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
 _LONGEST_LINE = 4 * _LONGEST_TEXT
 _SHORTEST_SECRET = 4  # characters; a shorter one is only hidden where it is the whole value
@@ -128,7 +129,7 @@ LINES: dict[type[Event], _Line] = {
     events.StoreFlushed: _Line(
         lambda e: f"{e.rows} rows written in {_took(e.seconds * 1000)}", _told("rows", "seconds")
     ),
-    events.LoopBlocked: _Line(lambda e: f"Event loop blocked for {e.seconds:.2f} s by:", _told("seconds")),
+    events.LoopBlocked: _Line(lambda e: f"Event loop blocked, so far for {e.seconds:.2f} s, by:", _told("seconds")),
     events.GateChanged: _Line(
         lambda e: f"Intake {'closed' if e.closed else 'open'}{f': {e.reason}' if e.reason else ''}",
         _told("closed", "reason"),
@@ -203,10 +204,14 @@ def _route_libraries(logs: _Logs, rank: int) -> Callable[[], None]:
     before, level = root.handlers, root.level
     root.handlers = [_Handler(logs)]
     root.setLevel(rank)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(rank, logging.WARNING) if rank > logging.DEBUG else logging.NOTSET)
     logging.captureWarnings(capture=True)
 
     def restore() -> None:
         logging.captureWarnings(capture=False)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.NOTSET)
         root.handlers = before
         root.setLevel(level)
 

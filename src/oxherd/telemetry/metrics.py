@@ -19,7 +19,6 @@ from prometheus_client import (
 from oxherd.telemetry import events
 from oxherd.telemetry.events import Event, attach
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800)
 QUICK_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 UNKNOWN = "_unknown"
@@ -64,7 +63,7 @@ class Metrics:
         self._redis_refused = self._counter("redis_refusals", "Errors that Redis answered with.", "code")
         self._leases_lost = self._counter("leases_lost", "Jobs that another worker took over.")
         self._leases_late = self._counter("leases_late", "Rounds in which leases could not be renewed.")
-        self._lease_lag = self._gauge("lease_renewal_lag_seconds", "Since leases were last renewed in time.")
+        self._lease_lag = self._gauge("lease_renewal_lag_seconds", "By how much the oldest renewal is overdue.")
 
     def _declare_store(self) -> None:
         self._store_rows = self._counter("store_rows", "Rows written by group commits.")
@@ -80,9 +79,8 @@ class Metrics:
         self._draining = self._gauge("draining", "Whether the worker takes no new jobs because it stops.")
         self._warnings = self._counter("warnings", "Things about the surroundings that deserve attention.")
         self._faults = self._counter("faults", "Faults in Oxherd itself.")
-        self._loop_lag = self._gauge("loop_lag_seconds", "How late the event loop runs its timers.")
+        self._loop_lag = self._gauge("loop_lag_seconds", "How long the event loop has been standing still.")
         self._blocks = self._counter("loop_blocks", "Times the event loop stood still.")
-        self._blocked = self._counter("loop_blocked_seconds", "How long it stood still, in all.")
         self._gate = self._gauge("gate_closed", "Whether the intake gate is closed.")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -116,8 +114,8 @@ class Metrics:
 
         Parameters:
             in_flight: jobs that run now.
-            loop_lag: seconds that the event loop is late.
-            lease_lag: seconds since the last renewal that was in time.
+            loop_lag: seconds since the event loop's sign of life was due.
+            lease_lag: seconds by which the oldest renewal is overdue.
             store_waiting: writes that wait for the database.
         """
         gauges = (self._in_flight, self._loop_lag, self._lease_lag, self._store_waiting)
@@ -151,7 +149,7 @@ class Metrics:
             events.StoreLost: self._store_failed,
             events.StoreBack: lambda _: self._store_up.set(1),
             events.StoreFlushed: self._flushed,
-            events.LoopBlocked: self._stood_still,
+            events.LoopBlocked: lambda _: self._blocks.inc(),
             events.GateChanged: lambda event: self._gate.set(event.closed),
             events.ScheduleFailed: lambda _: self._schedules.inc(),
             events.InternalFault: lambda _: self._faults.inc(),
@@ -188,10 +186,6 @@ class Metrics:
     def _flushed(self, event: events.StoreFlushed) -> None:
         self._store_rows.inc(event.rows)
         self._store_flush.observe(event.seconds)
-
-    def _stood_still(self, event: events.LoopBlocked) -> None:
-        self._blocks.inc()
-        self._blocked.inc(event.seconds)
 
 
 def _code(code: str) -> str:

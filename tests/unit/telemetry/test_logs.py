@@ -255,6 +255,14 @@ def test_what_libraries_log_comes_out_in_the_same_form(log):
     assert (record["level"], record["event"], record["logger"]) == ("warning", "log", "some.library")
 
 
+@pytest.mark.parametrize(("level", "logged"), [("debug", 2), ("info", 1), ("error", 0)])
+def test_what_uvicorn_says_of_its_own_start_is_kept_for_debugging(log, level, logged):
+    sink = log(level)
+    logging.getLogger("uvicorn.error").info("Started server process")
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received")
+    assert len(records(sink)) == logged
+
+
 @pytest.mark.parametrize(
     ("rank", "level"),
     [(5, "debug"), (10, "debug"), (20, "info"), (25, "info"), (30, "warning"), (40, "error"), (50, "error")],
@@ -294,7 +302,7 @@ def test_python_s_warnings_become_lines(log):
 def test_a_pretty_stack_is_indented_below_its_line(log, sample):
     sink = log("debug", "pretty")
     emit(sample(events.LoopBlocked, seconds=1.25, stack="File a\n  line 1"))
-    assert text(sink).splitlines()[-3].endswith("[loop] Event loop blocked for 1.25 s by:")
+    assert text(sink).splitlines()[-3].endswith("[loop] Event loop blocked, so far for 1.25 s, by:")
     assert text(sink).splitlines()[-2:] == ["    File a", "      line 1"]
 
 

@@ -99,7 +99,6 @@ def test_codes_that_are_not_redis_s_own_share_one_series(metrics, sample):
         (events.StoreFlushed, "store_rows_total", {}, 3),
         (events.StoreFlushed, "store_flush_seconds_count", {}, 1),
         (events.LoopBlocked, "loop_blocks_total", {}, 1),
-        (events.LoopBlocked, "loop_blocked_seconds_total", {}, 1.5),
         (events.GateChanged, "gate_closed", {}, 1),
         (events.ScheduleFailed, "schedule_failures_total", {}, 1),
         (events.InternalFault, "faults_total", {}, 1),

@@ -1,0 +1,122 @@
+"""Make the pages that are made from code; with `--check`, say which are out of date instead.
+
+docs/settings.md, docs/events.md, docs/cli.md and .env.example: run `make docs` after changing a variable, an event, a
+metric or a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from oxherd import settings
+from oxherd.cli import app
+from oxherd.telemetry import events
+from oxherd.telemetry.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 100
+
+
+def pages() -> dict[str, str]:
+    """Every made page: its path in the repository and its text."""
+    made: dict[str, Callable[[], str]] = {
+        ".env.example": settings.env_example,
+        "docs/settings.md": settings.settings_page,
+        "docs/events.md": events_page,
+        "docs/cli.md": cli_page,
+    }
+    return {path: make() for path, make in made.items()}
+
+
+def events_page() -> str:
+    """The catalogue of events, then the series that Prometheus sees."""
+    lines = [
+        "# Events and metrics",
+        "",
+        "Made from `telemetry/events.py` and `telemetry/metrics.py` by `make docs`.",
+        "",
+        "Everything Oxherd says about itself is one of these events, and each is a log line with these fields.",
+        "Beside them are `message`, `level`, `time` and `event`; [Operations](operations.md) shows lines as they look.",
+        "",
+        "| event | level | when | fields |",
+        "|---|---|---|---|",
+        *map(_event_row, events.catalogue()),
+        "",
+        "## Metrics",
+        "",
+        "Served at `/metrics` in Prometheus's text format, with `process_*` for memory, time and files.",
+        "",
+        "| series | type | labels | what it counts |",
+        "|---|---|---|---|",
+        *_metric_rows(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _event_row(kind: type[events.Event]) -> str:
+    about = " ".join(inspect.getdoc(kind).split())
+    level = "info, or warning for failed and lease_lost" if kind is events.JobEnded else kind.level
+    fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind) if field.name != "message")
+    return f"| `{kind.name}` | {level} | {about} | {fields or '(in the message)'} |"
+
+
+def _metric_rows() -> Iterator[str]:
+    registry = Metrics().registry
+    for collector in list(registry._collector_to_names):  # noqa: SLF001  no public way to a series' labels
+        for family in collector.describe() if hasattr(collector, "describe") else ():
+            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # noqa: SLF001  same
+            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+            yield f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |"
+
+
+def cli_page() -> str:
+    """The help text of every command."""
+    command = typer.main.get_command(app)
+    lines = ["# Command line", "", "Made from the commands' own help texts by `make docs`."]
+    return "\n".join([*lines, *_command_lines(command, "oxherd", None)]) + "\n"
+
+
+def _command_lines(command: Any, name: str, parent: Any) -> Iterator[str]:
+    command.rich_markup_mode = None  # plain text: boxes and colours are for terminals
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH, color=False)
+    yield from ("", f"## {context.command_path}", "", "```", *command.get_help(context).splitlines(), "```")
+    for inner in getattr(command, "commands", {}):
+        yield from _command_lines(command.get_command(context, inner), inner, context)
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page is out of date")
+    check = parser.parse_args().check
+    stale = {path: text for path, text in pages().items() if text != _kept(path)}
+    for path, text in stale.items():
+        if not check:
+            (ROOT / path).write_text(text)
+        print(f"{'out of date' if check else 'written'}: {path}{_changes(path, text) if check else ''}")
+    if check and stale:
+        print("run `make docs` and commit the result")
+    return 1 if check and stale else 0
+
+
+def _kept(path: str) -> str:
+    file = ROOT / path
+    return file.read_text() if file.exists() else ""
+
+
+def _changes(path: str, text: str) -> str:
+    lines = list(difflib.ndiff(_kept(path).splitlines(), text.splitlines()))
+    return "".join(f"\n  {line}" for line in lines if line[0] in "+-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
