@@ -7,7 +7,7 @@ fields, as in cron-parser.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import msgpack
@@ -67,15 +67,34 @@ def next_match(pattern: str, tz: str | None, after: int) -> int:
     """
     from zoneinfo import ZoneInfo
 
-    from croniter import CroniterError, croniter
-
     try:
         zone = ZoneInfo(tz) if tz else UTC
-        start = datetime.fromtimestamp(after / 1000, tz=zone)
-        found = croniter(pattern, start, second_at_beginning=True).get_next(datetime)
-    except (CroniterError, ValueError, KeyError, OSError) as error:
+        moment = datetime.fromtimestamp(after / 1000, tz=UTC)
+        found = _next_in_zone(pattern, zone, moment)
+    except (ValueError, KeyError, OSError) as error:
         raise PayloadInvalid(f"the schedule {pattern!r} ({tz or 'UTC'}) can't be read: {error}") from None
     return int(found.timestamp() * 1000)
+
+
+def _next_in_zone(pattern: str, zone: tzinfo, after: datetime) -> datetime:
+    # croniter is an hour off across a clock change, so it is only ever asked in one fixed offset at a time.
+    first = _next_at_offset(pattern, _offset(zone, after), after)
+    if _offset(zone, first) == _offset(zone, after):
+        return first
+    second = _next_at_offset(pattern, _offset(zone, first), after)
+    # Neither is right for a local time that the change skips: it runs as if the clock had not changed.
+    return second if _offset(zone, second) == _offset(zone, first) else first
+
+
+def _next_at_offset(pattern: str, offset: timezone, after: datetime) -> datetime:
+    from croniter import croniter
+
+    found: datetime = croniter(pattern, after.astimezone(offset), second_at_beginning=True).get_next(datetime)
+    return found
+
+
+def _offset(zone: tzinfo, moment: datetime) -> timezone:
+    return timezone(moment.astimezone(zone).utcoffset() or timedelta())
 
 
 async def make_next(link: Link, k: Keys, job: Job) -> str | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_type_hints, is_typeddict
 
+import typing_extensions
 from pydantic import TypeAdapter, ValidationError
 
 from oxherd.codec import decode
@@ -56,6 +57,8 @@ def make_handler(
         )
     wanted = _hints(function, name).get(parameters[1].name, dict)
     plain = wanted in (dict, Any) or wanted == dict[str, Any]
+    if is_typeddict(wanted):
+        wanted = _readable_typed_dict(wanted)
     return Handler(
         name,
         function,
@@ -65,6 +68,14 @@ def make_handler(
         idle_timeout,
         retries,
     )
+
+
+def _readable_typed_dict(wanted: Any) -> Any:
+    # pydantic reads typing.TypedDict from Python 3.12 on only; typing_extensions' twin works everywhere.
+    required = wanted.__required_keys__
+    hints = get_type_hints(wanted, include_extras=True)
+    fields = {key: hint if key in required else typing_extensions.NotRequired[hint] for key, hint in hints.items()}
+    return typing_extensions.TypedDict(wanted.__name__, fields)  # type: ignore[operator]
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:

@@ -212,10 +212,7 @@ class Worker:
 
     async def _take_forever(self) -> None:
         burst, empty_before = 1, False
-        while not self.stopping:
-            await self._room_and_gate()
-            if self.stopping:
-                return
+        while await self._may_take():
             got, last = await self._take(min(burst, self.limits.concurrency - self._slots))
             if last.job is not None:
                 burst, empty_before = min(burst * 2, LARGEST_BURST), False
@@ -223,12 +220,14 @@ class Worker:
             burst = 1
             empty_before = await self._wait(last, patient=empty_before and not got)
 
-    async def _room_and_gate(self) -> None:
+    async def _may_take(self) -> bool:
+        """Wait for a free slot and an open gate. False: the worker stops."""
         while not self.stopping and (self._slots >= self.limits.concurrency or self.gate is not None):
             waiter = self._opened if self.gate is not None else self._room
             waiter.clear()
             if not self.stopping:
                 await waiter.wait()
+        return not self.stopping
 
     async def _take(self, count: int) -> tuple[int, Fetched]:
         """Fetch up to `count` jobs in one write; returns how many came and the last answer."""

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxherd.queue.consumer import _keep, parse
+
+FIELDS = [b"name", b"data", b"opts", b"timestamp", b"ats", b"atm", b"stc", b"stacktrace", b"priority", b"delay", b"tm"]
+
+
+def test_a_job_is_read_with_bullmqs_short_names():
+    job = parse(
+        "7",
+        [b"name", b"mail", b"data", b'{"a":1}', b"opts", b'{"attempts":3,"fpof":true}', b"timestamp", b"1000",
+         b"processedOn", b"1500", b"ats", b"3", b"atm", b"1", b"stc", b"1", b"rjk", b"daily", b"tm", b"trace"],
+        "token",
+    )  # fmt: skip
+    assert (job.name, job.attempts, job.attempt, job.fence, job.stalled) == ("mail", 3, 2, 3, 1)
+    assert (job.scheduler, job.telemetry, job.waited_ms) == ("daily", "trace", 500)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), st.binary(max_size=40)))
+def test_no_hash_a_careless_producer_wrote_breaks_the_reading(fields):
+    job = parse("1", [part for pair in fields.items() for part in pair], "t")
+    assert job.attempts >= 1
+    assert job.attempt >= 1 or job.attempts_made < 0
+
+
+def test_keep_options_become_what_the_script_wants():
+    assert _keep(None) == {"count": -1}
+    assert _keep(False) == {"count": -1}
+    assert _keep(True) == {"count": 0}
+    assert _keep(100) == {"count": 100}
+    assert _keep({"age": 60, "count": 5}) == {"age": 60, "count": 5}
+    assert _keep("nonsense") == {"count": -1}
