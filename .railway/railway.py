@@ -1,0 +1,61 @@
+"""The worker on Railway, as code: `railway config plan` shows what would change, `railway config apply` does it.
+
+Railway's tool imports this file and calls `main`. It needs no package; the dict is the form that tool reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+REPOSITORY = "your-organisation/your-worker"  # the GitHub repository Railway builds from
+BRANCH = "main"
+
+# Railway kills a container at once when draining is 0, which is its default. The worker hands running jobs back
+# SHUTDOWN_GRACE (25 s) after SIGTERM; the rest is for that hand-back.
+DRAINING_SECONDS = 45
+# Both deployments serve the same queue for a moment, so none of its jobs waits for the switch.
+OVERLAP_SECONDS = 5
+HEALTHCHECK_SECONDS = 120
+
+# Set once in the dashboard or with `railway variables`; this file keeps them as they are.
+KEPT = (
+    "REDIS_URL",
+    "DATABASE_URL",
+    "SUPABASE_URL",
+    "SUPABASE_SERVICE_ROLE_KEY",
+    "ENCRYPTION_KEY",
+    "OPENROUTER_API_KEY",
+    "SENTRY_DSN",
+)
+
+# The same three as variables: `railway config migrate` drops the settings, and variables win over them.
+REPEATED = {
+    "RAILWAY_DEPLOYMENT_DRAINING_SECONDS": DRAINING_SECONDS,
+    "RAILWAY_DEPLOYMENT_OVERLAP_SECONDS": OVERLAP_SECONDS,
+    "RAILWAY_HEALTHCHECK_TIMEOUT_SEC": HEALTHCHECK_SECONDS,
+}
+
+
+def main(context: object = None) -> dict[str, Any]:  # noqa: ARG001 - Railway passes the environment's facts
+    """The project: one service, built from the Dockerfile."""
+    literals = {name: {"type": "literal", "value": str(value)} for name, value in REPEATED.items()}
+    kept = {name: {"type": "preserve"} for name in KEPT}
+    worker = {
+        "address": "service.worker",
+        "type": "service",
+        "kind": "github",
+        "name": "worker",
+        "source": {"type": "github", "repo": REPOSITORY, "branch": BRANCH},
+        "build": {"builder": "DOCKERFILE", "dockerfilePath": "Dockerfile"},
+        "deploy": {
+            "numReplicas": 1,
+            "healthcheckPath": "/health",
+            "healthcheckTimeout": HEALTHCHECK_SECONDS,
+            "restartPolicyType": "ON_FAILURE",
+            "restartPolicyMaxRetries": 10,
+            "drainingSeconds": DRAINING_SECONDS,
+            "overlapSeconds": OVERLAP_SECONDS,
+        },
+        "variables": literals | kept,
+    }
+    return {"name": "oxherd", "resources": [worker]}
