@@ -56,6 +56,7 @@ class Engine(ABC):
     guard_signal: ClassVar[signal.Signals] = signal.SIGTERM
     start_timeout: ClassVar[float] = 30.0
     stop_timeout: ClassVar[float] = 15.0
+    lock_timeout: ClassVar[float] = 5.0
 
     def __init__(self, data_dir: Path | None = None) -> None:
         self._given_dir = data_dir.absolute() if data_dir else None
@@ -115,11 +116,12 @@ class Engine(ABC):
 
     def kill(self) -> None:
         """Kill the engine as a power cut would; its folder stays, so that `start` can recover it."""
-        if self._process is not None:
-            self._process.kill()
+        if self._process is None:
+            self._reap()
+            return
+        self._process.kill()
         self._reap()
-        if self._home is not None and self._lock_path.exists():
-            os.close(self._take_lock())  # returns when the engine's own children are gone, too
+        os.close(self._take_lock())  # returns when the engine's own children are gone, too
 
     def __enter__(self) -> Self:
         return self.start()
@@ -176,7 +178,7 @@ class Engine(ABC):
     def _take_lock(self) -> int:
         """Open the folder's lock. The engine inherits it: it is taken until its last child has ended."""
         handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + self.stop_timeout
+        deadline = time.monotonic() + self.lock_timeout
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

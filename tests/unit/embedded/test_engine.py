@@ -86,9 +86,13 @@ def test_a_ctrl_c_on_the_terminal_does_not_reach_the_engine():
 
 
 def test_a_folder_serves_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(Valkey, "stop_timeout", 0.05)
+    monkeypatch.setattr(Valkey, "lock_timeout", 0.05)
+    second = Valkey(tmp_path)
     with Valkey(tmp_path), pytest.raises(EmbeddedUnavailable, match="another process keeps its Valkey"):
-        Valkey(tmp_path).start()
+        second.start()
+    assert not second._home.exists()
+    with second.start():
+        assert second.running
 
 
 def test_a_missing_wheel_is_named_with_the_platform_and_the_way_to_install_it():
