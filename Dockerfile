@@ -6,7 +6,7 @@ WORKDIR /build
 COPY pyproject.toml uv.lock ./
 # --no-build: a dependency without a wheel would need a compiler, so fail here and say which.
 RUN uv sync --locked --no-dev --no-install-project --no-build
-COPY LICENSE ./
+COPY LICENSE README.md ./
 COPY src src
 RUN uv sync --locked --no-dev --no-editable
 

@@ -151,9 +151,7 @@ class Engine(ABC):
     def _runtime(self) -> Path:
         """Private folder for sockets, logs and unnamed data."""
         if self._home is None:
-            raise EmbeddedUnavailable(
-                f"the embedded {self.title} has no address yet", hint="call start() first"
-            )
+            raise EmbeddedUnavailable(f"the embedded {self.title} has no address yet", hint="call start() first")
         return self._home
 
     @property
@@ -224,9 +222,7 @@ class Engine(ABC):
         while not self._ready():
             if not self.running or time.monotonic() > deadline:
                 lines = self._log.read_text(errors="replace").strip().splitlines()[-5:]
-                raise EmbeddedUnavailable(
-                    f"the embedded {self.title} did not start: {' / '.join(lines) or 'no log'}"
-                )
+                raise EmbeddedUnavailable(f"the embedded {self.title} did not start: {' / '.join(lines) or 'no log'}")
             time.sleep(0.005)
 
     def _reap(self) -> None:

@@ -39,9 +39,7 @@ class Postgres(Engine):
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": do not wait for clients
     guard_signal: ClassVar[signal.Signals] = signal.SIGQUIT  # "immediate": its children go with it
 
-    def __init__(
-        self, data_dir: Path | None = None, *, config: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, data_dir: Path | None = None, *, config: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__(data_dir)
         self._config = dict(config)
         self._port = 0

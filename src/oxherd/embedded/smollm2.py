@@ -136,9 +136,7 @@ def call_delta(text: str) -> Json | None:
         return None
     function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
     return {
-        "tool_calls": [
-            {"index": 0, "id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
-        ]
+        "tool_calls": [{"index": 0, "id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}]
     }
 
 
