@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import orjson
 
+from oxherd.clock import mono
 from oxherd.settings import Secret
 from oxherd.telemetry import events
 from oxherd.telemetry.events import Event, attach, catalogue
@@ -27,6 +28,7 @@ from oxherd.telemetry.events import Event, attach, catalogue
 _RANKS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _UNHAPPY = frozenset({"failed", "lease_lost"})
 _CHATTY = ("uvicorn",)  # says at info level what our own start-up lines say better
+_REFUSALS_EVERY = 1.0  # seconds
 _LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
 _LONGEST_LINE = 4 * _LONGEST_TEXT
 _SHORTEST_SECRET = 4  # characters; a shorter one is only hidden where it is the whole value
@@ -172,7 +174,9 @@ def configure(
     out = sink or io.FileIO(sys.stdout.fileno(), "w", closefd=False)
     pretty = format == "pretty" or (format == "auto" and out.isatty())
     logs = _Logs(out, _pretty(colour=out.isatty()) if pretty else _json, Redactor(secrets), _RANKS[level])
-    detach = [attach(logs.started if kind is events.WorkerStarted else logs.event, kind) for kind in _heard(level)]
+    special: dict[type[Event], Callable[[Any], None]]
+    special = {events.WorkerStarted: logs.started, events.RedisRefusedCommand: logs.refused}
+    detach = [attach(_guarded(logs, special.get(kind, logs.event)), kind) for kind in _heard(level)]
     return _stack_up(detach, _route_libraries(logs, _RANKS[level]))
 
 
@@ -188,6 +192,18 @@ def _level(event: Event) -> str:
     if isinstance(event, events.JobEnded) and event.outcome in _UNHAPPY:
         return "warning"
     return event.level
+
+
+def _guarded(logs: _Logs, write: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The same, but a line that can't be made, such as for an odd value, is no reason to end whoever emitted it."""
+
+    def subscriber(event: Any) -> None:
+        try:
+            write(event)
+        except Exception as fault:  # noqa: BLE001
+            logs.unwritable(event, fault)
+
+    return subscriber
 
 
 def _stack_up(detach: list[Callable[[], None]], restore: Callable[[], None]) -> Callable[[], None]:
@@ -228,22 +244,39 @@ class _Logs:
         self._render = render
         self._redactor = redactor
         self._rank = rank
+        self._refusals: dict[str, tuple[float, int]] = {}
         self._lock = threading.RLock()  # reentrant: a finaliser may log while its own thread is writing
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, **more: Any) -> None:
         """Write an event's line."""
         level = _level(event)
         if _RANKS[level] < self._rank:
             return
-        line = self._render(_record(event, level), LINES[type(event)].told)
+        line = self._render(_record(event, level, more), LINES[type(event)].told)
         if len(line) > _LONGEST_LINE or self._redactor.suspects(line):
-            line = self._render(_record(self._tidied(event), level), LINES[type(event)].told)
+            line = self._render(_record(self._tidied(event), level, more), LINES[type(event)].told)
         self._write(line)
+
+    def refused(self, event: events.RedisRefusedCommand) -> None:
+        """Write one line a second for each code: while Redis is full or busy it refuses every command of every job."""
+        now = mono()
+        at, unlogged = self._refusals.get(event.code, (now - _REFUSALS_EVERY, 0))
+        if now - at < _REFUSALS_EVERY:
+            self._refusals[event.code] = (at, unlogged + 1)
+            return
+        self._refusals[event.code] = (now, 0)
+        self.event(event, unlogged=unlogged)
+
+    def unwritable(self, event: Event, fault: Exception) -> None:
+        """Say that an event's line could not be made."""
+        text = self._clean(f"[log] No line for {event.name}: {type(fault).__name__}: {fault}")
+        record = {"message": text, "level": "error", "time": datetime.now(UTC), "event": "log", "logger": __name__}
+        self._write(self._render(record, frozenset()))
 
     def started(self, event: events.WorkerStarted) -> None:
         """Write the start-up facts, then the line that deploys wait for."""
         event = self._tidied(event)
-        facts = _record(event, event.level)
+        facts = _record(event, event.level, {})
         line = {key: facts[key] for key in ("message", "level", "time", "event", "queue", "concurrency")}
         facts.update(message=_facts(event), event="worker.facts")
         self._write(self._render(facts, frozenset(facts)))
@@ -283,7 +316,10 @@ class _Handler(logging.Handler):
         self._logs = logs
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._logs.library(record)
+        try:
+            self._logs.library(record)
+        except Exception:  # noqa: BLE001  as every handler of the standard library
+            self.handleError(record)
 
 
 def _text(logged: logging.LogRecord) -> str:
@@ -297,10 +333,10 @@ def _library_level(rank: int) -> str:
     return next((name for name, least in reversed(_RANKS.items()) if rank >= least), "debug")
 
 
-def _record(event: Event, level: str) -> Record:
+def _record(event: Event, level: str, more: Record) -> Record:
     kind = type(event)
     area, name = _AREAS[kind], event.name
-    record = {
+    record: Record = {
         "message": f"[{area}] {LINES[kind].words(event)}",
         "level": level,
         "time": datetime.now(UTC),
@@ -308,6 +344,7 @@ def _record(event: Event, level: str) -> Record:
     }
     for field in FIELDS[kind]:
         record[field] = getattr(event, field)
+    record.update(more)
     return record
 
 

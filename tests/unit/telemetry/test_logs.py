@@ -335,6 +335,27 @@ def test_an_endless_text_is_cut(log, job_ended):
     assert records(sink)[0]["reason"].endswith("… (1000000 characters)")
 
 
+def test_while_redis_refuses_everything_there_is_one_line_a_second(log, sample, monkeypatch):
+    sink = log()
+    now = 100.0
+    monkeypatch.setattr(logs, "mono", lambda: now)
+    for _ in range(5_000):
+        emit(sample(events.RedisRefusedCommand, code="OOM"))
+    emit(sample(events.RedisRefusedCommand, code="BUSY"))
+    now = 101.0
+    emit(sample(events.RedisRefusedCommand, code="OOM"))
+    emit(sample(events.RedisRefusedCommand, code="OOM"))
+    assert [(r["code"], r["unlogged"]) for r in records(sink)] == [("OOM", 0), ("BUSY", 0), ("OOM", 4_999)]
+
+
+def test_an_event_that_makes_no_line_is_reported_and_stops_nobody(log, sample):
+    sink = log()
+    emit(sample(events.LeasesLate, seconds="a word where a number belongs"))
+    (record,) = records(sink)
+    assert record["level"] == "error"
+    assert record["message"].startswith("[log] No line for lease.late: ValueError: ")
+
+
 class Full(io.BytesIO):
     def write(self, line):
         raise OSError(errno.ENOSPC, "no space left on device")
