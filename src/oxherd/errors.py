@@ -8,7 +8,6 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
 │   └── StoreUnreachable        Postgres or Supabase did
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
-├── StoreRefused                the database refused a row for what is in it                      1
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── JobNotFound                 no job with that id on the queue                                  1
 ├── JobStateError               the job is not in the state the action needs                      1
@@ -17,6 +16,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   ├── PayloadInvalid      the job's data does not fit the handler's type
     │   ├── UnknownJob          no handler has this job's name
     │   ├── ResultInvalid       the handler's return value cannot be written as JSON
+    │   ├── StoreRefused        the database can't hold a row for what is in it
     │   ├── StepRepeated        the same step name twice in one run
     │   └── Quarantined         the job keeps killing its workers
     ├── RetryLater              try again after `seconds`; no attempt is spent
@@ -97,10 +97,6 @@ class RedisRefused(OxherdError):
         self.code = code
 
 
-class StoreRefused(OxherdError):
-    """The database refused a row for what is in it; writing it again would not help."""
-
-
 class EmbeddedUnavailable(OxherdError):
     """An embedded engine has no wheel for this machine, or did not start."""
 
@@ -133,6 +129,10 @@ class UnknownJob(Fatal):
 
 class ResultInvalid(Fatal):
     """The handler's return value cannot be written as JSON."""
+
+
+class StoreRefused(Fatal):
+    """The database can't hold a row for what is in it; writing it again would not help."""
 
 
 class StepRepeated(Fatal):
