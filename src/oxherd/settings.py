@@ -427,6 +427,17 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
     return missing
 
 
+def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:
+    """The environment for a child process.
+
+    Parameters:
+        variables: values of the table's variables.
+        inherit: whether those that are not given are this process's own; otherwise they are unset.
+    """
+    inherited = {name: value for name, value in os.environ.items() if inherit or name not in {row.name for row in TABLE}}
+    return inherited | variables
+
+
 def env_example() -> str:
     """The text of `.env.example`: required variables open, the rest commented out with their defaults."""
     lines = ["# Made from the settings table by `make docs`; docs/settings.md says more."]

@@ -154,12 +154,14 @@ class Admin:
         reason = await self._link.call(b"GET", self._keys.gate)
         return None if reason is None else reason.decode()
 
+    async def newest_event(self) -> str:
+        """The id of the stream's newest event: given to `events`, nothing that happens from now on is missed."""
+        newest = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", 1)
+        return newest[0][0].decode() if newest else "0"
+
     async def events(self, since: str = "$") -> AsyncIterator[tuple[str, dict[str, str]]]:
         """The queue's event stream from `since` on (`$`: from now). Blocks its link; give it one of its own."""
-        position = since
-        if since == "$":
-            newest = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", 1)
-            position = newest[0][0].decode() if newest else "0"
+        position = await self.newest_event() if since == "$" else since
         while True:
             reply = await self._link.call(
                 b"XREAD", b"COUNT", 500, b"BLOCK", 5000, b"STREAMS", self._keys.events, position

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oxherd.cli.printing import Json, clock, duration, note, print_json, print_table, shortened
+from oxherd.errors import JobStateError, OxherdError, UsageError
+
+if TYPE_CHECKING:
+    from oxherd.queue.admin import Admin
+
+app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, and act on them.")
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+STATES = ("active", "prioritized", "wait", "delayed", "waiting-children", "failed", "completed")
+
+
+def _known_state(text: str) -> str:
+    if text not in STATES:
+        raise typer.BadParameter(f"must be one of {', '.join(STATES)}")
+    return text
+
+
+@app.command(
+    "list", epilog="\b\nExamples:\n  oxherd jobs list --state delayed\n  oxherd jobs list --json | jq '.jobs[].name'"
+)
+def list_jobs(
+    state: Annotated[
+        str | None, typer.Option(parser=_known_state, metavar="STATE", help=f"Only one of {', '.join(STATES)}.")
+    ] = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the next to run or the newest finished first, and count all there are."""
+    from oxherd.cli.asking import ask_queue
+
+    async def ask(_: object, admin: Admin) -> tuple[dict[str, int], list[dict[str, Any]]]:
+        return await admin.counts(), await _jobs(admin, [state] if state else STATES, limit)
+
+    counts, jobs = ask_queue(ask)
+    if as_json:
+        print_json({"counts": counts, "jobs": jobs})
+        return
+    print_table(("id", "name", "state", "attempts", "added", "took", "reason"), [_row(job) for job in jobs])
+    note(" · ".join(f"{count} {name}" for name, count in counts.items() if count) or "no jobs")
+
+
+async def _jobs(admin: Admin, states: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for state in states:
+        if len(found) < limit:
+            found += await admin.list(state, limit=limit - len(found))
+    return found
+
+
+def _row(job: dict[str, Any]) -> tuple[object, ...]:
+    started, finished = job["processed_on"], job["finished_on"]
+    took = duration((finished - started) / 1000) if started and finished else None
+    reason = shortened(job["failed_reason"]) if job["failed_reason"] else None
+    attempts = f"{job['attempts_made']}/{job['attempts']}"
+    return job["id"], job["name"], job["state"], attempts, clock(job["timestamp"]), took, reason
+
+
+@app.command()
+def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Show everything the queue knows of a job: payload, options, result, reason, log lines, stack traces."""
+    from oxherd.cli.asking import ask_queue
+
+    job = ask_queue(lambda _, admin: admin.job(job_id))
+    if as_json:
+        print_json(job)
+    else:
+        _show(job)
+
+
+def _show(job: dict[str, Any]) -> None:
+    import orjson
+
+    logs, stacks = job.pop("logs"), job.pop("stacktrace")
+    times = {"timestamp": "added", "processed_on": "started", "finished_on": "finished"}
+    width = max(map(len, job))
+    for name, value in job.items():
+        if value in (None, "", {}, 0) and name != "attempts_made":
+            continue
+        text = clock(value) if name in times else value if isinstance(value, str) else orjson.dumps(value).decode()
+        print(f"{times.get(name, name).replace('_', ' ').ljust(width)}  {text}")
+    for title, texts in (("log", logs), ("stack", stacks)):
+        for text in texts:
+            print(f"\n{title}:\n{text.rstrip()}")
+
+
+@app.command(epilog="\b\nExample:\n  oxherd jobs tail --json | jq 'select(.event == \"failed\")'")
+def tail(as_json: Json = False) -> None:
+    """Follow what happens on the queue, from now on until Ctrl-C. With --json, an object per line."""
+    from oxherd.app import run_loop
+
+    run_loop(_tail(as_json))
+
+
+async def _tail(as_json: bool) -> None:
+    from oxherd import settings as variables
+    from oxherd.app import queue_client
+    from oxherd.cli.asking import say_when_redis_is_away
+    from oxherd.errors import RedisUnreachable
+
+    settings = variables.load()
+    async with queue_client(settings) as (_, admin), queue_client(settings) as (_, watcher):
+        names = _Names(admin)
+        since = await watcher.newest_event()
+        note(f"following queue {settings.job_queue_name}; Ctrl-C ends")
+        with say_when_redis_is_away():
+            while True:
+                try:
+                    async for position, event in watcher.events(since):
+                        since = position
+                        await _print_event(position, event, names, as_json)
+                except RedisUnreachable:
+                    continue  # its link reconnects: go on from the last event seen
+
+
+class _Names:
+    """Job names by id, asked for once: most events carry the id alone."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+        self._known: dict[str, str] = {}
+
+    async def of(self, job_id: str) -> str:
+        if job_id not in self._known:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            self._known[job_id] = await self._ask(job_id)
+        return self._known[job_id]
+
+    async def _ask(self, job_id: str) -> str:
+        try:
+            return str((await self._admin.job(job_id))["name"])
+        except OxherdError:  # removed by now, or Redis is away: the event is worth showing without it
+            return ""
+
+
+async def _print_event(position: str, event: dict[str, str], names: _Names, as_json: bool) -> None:
+    from oxherd.cli.waiting import as_json as parsed
+
+    job_id = event.get("jobId", "")
+    name = event.get("name") or (await names.of(job_id) if job_id else "")
+    moment = int(position.partition("-")[0])
+    if as_json:
+        fields = {key: parsed(value) if key in {"returnvalue", "data"} else value for key, value in event.items()}
+        print_json_line({"at": moment, "name": name, **fields})
+        return
+    rest = event.get("failedReason") or event.get("returnvalue") or event.get("data") or ""
+    print(f"{clock(moment)}  {event['event']:<18}  {job_id:<8}  {name:<24}  {shortened(rest, 80)}".rstrip(), flush=True)
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON value on one line, at once."""
+    import orjson
+
+    print(orjson.dumps(value, default=str).decode(), flush=True)
+
+
+@app.command()
+def retry(ids: Ids, as_json: Json = False) -> None:
+    """Put failed or completed jobs back to be run again, a failed one with all its attempts."""
+    _act(ids, lambda admin, job_id: _said(admin.retry(job_id), "waiting"), as_json)
+
+
+@app.command()
+def cancel(ids: Ids, as_json: Json = False) -> None:
+    """Cancel jobs: one that runs is stopped within a second, one that waits is removed."""
+    _act(ids, lambda admin, job_id: admin.cancel(job_id), as_json)
+
+
+@app.command()
+def remove(ids: Ids, as_json: Json = False) -> None:
+    """Remove jobs that do not run, and what is known of them."""
+    _act(ids, _remove, as_json)
+
+
+async def _said(action: Awaitable[None], word: str) -> str:
+    await action
+    return word
+
+
+async def _remove(admin: Admin, job_id: str) -> str:
+    await admin.job(job_id)  # JobNotFound: removing what is not there would look like success
+    if not await admin.remove(job_id):
+        raise JobStateError(f"job {job_id} runs right now", hint=f"oxherd jobs cancel {job_id}")
+    return "removed"
+
+
+def _act(ids: Iterable[str], action: Callable[[Admin, str], Awaitable[str]], as_json: bool) -> None:
+    """Do it to each job; one that refuses does not keep the others from it, but makes the exit code 1."""
+    from oxherd.cli.asking import ask_queue
+
+    async def ask(_: object, admin: Admin) -> list[dict[str, Any]]:
+        return [await _attempt(admin, job_id) for job_id in dict.fromkeys(ids)]
+
+    async def _attempt(admin: Admin, job_id: str) -> dict[str, Any]:
+        try:
+            return {"id": job_id, "done": await action(admin, job_id)}
+        except OxherdError as error:
+            if error.exit_code != 1:
+                raise
+            return {"id": job_id, "error": error.message}
+
+    done = ask_queue(ask)
+    if as_json:
+        print_json(done)
+    for each in done:
+        if "error" in each:
+            note(f"Error: {each['error']}")
+        elif not as_json:
+            print(f"{each['id']}  {each['done']}")
+    if any("error" in each for each in done):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="\b\nExample:\n  oxherd jobs dead --json | jq '.[] | {name, reason, count}'")
+def dead(limit: Limit = 1000, as_json: Json = False) -> None:
+    """List the dead letters: jobs that failed for good, those with the same name and reason together."""
+    from oxherd.cli.asking import ask_queue
+
+    groups = grouped(ask_queue(lambda _, admin: admin.list("failed", limit=limit)))
+    if as_json:
+        print_json(groups)
+        return
+    rows = [
+        (group["count"], group["name"], clock(group["newest"]), shortened(group["reason"]), _some(group["ids"]))
+        for group in groups
+    ]
+    print_table(("count", "name", "newest", "reason", "ids"), rows)
+    note("oxherd jobs replay puts them back" if groups else "no dead letters")
+
+
+def grouped(jobs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failed jobs with the same name and the same reason, numbers in it aside; the largest group first."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for job in jobs:
+        reason = (job["failed_reason"] or "").strip()
+        shape = re.sub(r"\d+", "0", reason.partition("\n")[0])
+        group = groups.setdefault(
+            (job["name"], shape), {"name": job["name"], "reason": reason, "count": 0, "newest": 0, "ids": []}
+        )
+        group["count"] += 1
+        group["newest"] = max(group["newest"], job["finished_on"] or 0)
+        group["ids"].append(job["id"])
+    return sorted(groups.values(), key=lambda group: -group["count"])
+
+
+def _some(ids: Sequence[str]) -> str:
+    return " ".join(ids[:5]) + (" …" if len(ids) > 5 else "")
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd jobs replay 42 43\n  oxherd jobs replay --name report.write\n"
+    "  oxherd jobs replay --all --yes"
+)
+def replay(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", show_default=False)] = None,
+    all_jobs: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    name: Annotated[str | None, typer.Option(help="Every dead letter of this job name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put dead letters back on the queue with all their attempts. Steps that had finished are not paid for again."""
+    if sum((bool(ids), all_jobs, name is not None)) != 1:
+        raise UsageError("say which dead letters: ids, --name NAME or --all")
+    chosen = _chosen(ids or [], name)
+    if chosen and not yes:
+        _confirm(len(chosen))
+    replayed, gone = _replay(chosen)
+    if as_json:
+        print_json({"replayed": replayed, "gone": gone})
+        return
+    print(f"{len(replayed)} put back" + (f", {len(gone)} had left the dead letters meanwhile" if gone else ""))
+
+
+def _chosen(ids: Sequence[str], name: str | None) -> list[str]:
+    from oxherd.cli.asking import ask_queue
+
+    failed = ask_queue(lambda _, admin: admin.list("failed", limit=0))  # 0: all there are
+    if ids:
+        missing = [job_id for job_id in ids if job_id not in {job["id"] for job in failed}]
+        if missing:
+            raise JobStateError(f"not among the dead letters: {', '.join(missing)}", hint="oxherd jobs dead")
+        return list(dict.fromkeys(ids))
+    # The oldest first, as they came.
+    return [job["id"] for job in reversed(failed) if name is None or job["name"] == name]
+
+
+def _confirm(count: int) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{count} jobs would be put back; nobody is here to confirm it", hint="add --yes")
+    typer.confirm(f"Put {count} {'job' if count == 1 else 'jobs'} back on the queue?", abort=True, err=True)
+
+
+def _replay(ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    from oxherd.cli.asking import ask_queue
+
+    async def ask(_: object, admin: Admin) -> list[BaseException | None]:
+        results: list[BaseException | None] = []
+        for start in range(0, len(ids), 500):
+            batch = (admin.retry(job_id) for job_id in ids[start : start + 500])
+            results += await asyncio.gather(*batch, return_exceptions=True)
+        return results
+
+    results = ask_queue(ask)
+    for result in results:
+        if result is not None and not (isinstance(result, OxherdError) and result.exit_code == 1):
+            raise result
+    replayed = [job_id for job_id, result in zip(ids, results, strict=True) if result is None]
+    return replayed, [job_id for job_id, result in zip(ids, results, strict=True) if result is not None]

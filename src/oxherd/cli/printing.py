@@ -1,0 +1,98 @@
+"""How commands print: tables on a terminal, aligned columns when piped, JSON on request; notes go to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+STYLES = {
+    "completed": "green",
+    "applied": "green",
+    "failed": "red",
+    "active": "cyan",
+    "running": "cyan",
+    "delayed": "yellow",
+    "pending": "yellow",
+    "retrying": "yellow",
+}
+WIDEST = 60  # characters of a cell that holds free text
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout: indented for people, on one line for programs."""
+    import orjson
+
+    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+    if sys.stdout.isatty():
+        options |= orjson.OPT_INDENT_2
+    print(orjson.dumps(value, default=str, option=options).decode(), end="")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under column names; None is an empty cell."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich_table(columns, cells)
+    else:
+        _print_columns(columns, cells)
+
+
+def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [[name.upper() for name in columns], *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def note(text: str) -> None:
+    """A line for people on stderr, where it is no part of the result."""
+    typer.echo(text, err=True)
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks and tabs as spaces."""
+    return " ".join(text.split())
+
+
+def shortened(text: str, width: int = WIDEST) -> str:
+    """The text on one line of at most `width` characters."""
+    line = one_line(text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def clock(wall_ms: int | None) -> str:
+    """A wall time for people, in the local time zone: the time today, date and time otherwise."""
+    if not wall_ms:
+        return ""
+    moment = time.localtime(wall_ms / 1000)
+    today = moment[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", moment)
+
+
+def duration(seconds: float | None) -> str:
+    """Such as `250 ms`, `3.2 s` or `5 m 10 s`."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} m {int(seconds) % 60} s"
