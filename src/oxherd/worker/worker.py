@@ -18,6 +18,7 @@ from oxherd.errors import JobCancelled, LeaseLost, OxherdError, RedisRefused, Re
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
 from oxherd.queue.keys import Keys
+from oxherd.queue.producer import Producer
 from oxherd.queue.schedule import make_next
 from oxherd.queue.scripts import script
 from oxherd.settings import RedisTarget
@@ -453,3 +454,8 @@ class Worker:
         flat = await self.consumer.link.call(b"HGETALL", self.keys.job(job.id) + b":processed")
         pairs = iter(flat)
         return {key.decode(): decode(value) for key, value in zip(pairs, pairs, strict=True)}
+
+    async def add_child(self, job: Job, child_id: str, name: str, data: Any, opts: dict[str, Any]) -> str:
+        """Add a child of a running job."""
+        parent = {"id": job.id, "queue": self.keys.qualified}
+        return await Producer(self.consumer.link, self.keys).add(name, data, **opts, jobId=child_id, parent=parent)

@@ -31,7 +31,9 @@ async def test_commands_of_one_tick_leave_in_one_write(redis_url, monkeypatch):
     monkeypatch.setattr(Connection, "_flush", counted)
     connection = await connect(parse_redis_url(redis_url), "test", lambda _: None)
     writes.clear()
-    assert await asyncio.gather(*(connection.send(b"ECHO", str(i)) for i in range(100))) == [b"%d" % i for i in range(100)]
+    assert await asyncio.gather(*(connection.send(b"ECHO", str(i)) for i in range(100))) == [
+        b"%d" % i for i in range(100)
+    ]
     assert len(writes) == 1
     connection.close()
 
