@@ -8,9 +8,12 @@ Source: the RESP2 protocol, https://redis.io/docs/latest/develop/reference/proto
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import re
 import socket
 import ssl
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -21,11 +24,13 @@ from oxherd.clock import mono
 from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.scripts import Script, script
 from oxherd.settings import RedisTarget
-from oxherd.telemetry.events import RedisBack, RedisLost, RedisRefusedCommand, emit
+from oxherd.telemetry.events import InternalFault, RedisBack, RedisLost, RedisRefusedCommand, emit
 
 CONNECT_TIMEOUT = 5.0  # seconds
 BACKOFF = (0.05, 5.0)  # seconds: first and longest pause between attempts to connect
+UNACKNOWLEDGED_MS = 30_000  # what the peer's kernel may leave unacknowledged before ours gives the connection up
 _NOTHING = object()
+_INNER_CODE = re.compile(r": -([A-Z]+) ")  # Redis 6 wraps the code of an error inside a script
 
 HINTS = {
     "NOAUTH": "REDIS_URL needs a password",
@@ -39,7 +44,9 @@ HINTS = {
     "MASTERDOWN": "the replica lost its primary; waiting",
     "CLUSTERDOWN": "the cluster is down; waiting",
     "NOREPLICAS": "Redis wants more replicas before it takes writes (min-replicas-to-write); waiting",
+    "QUOTA": "the plan's number of requests is used up: raise it; finishes wait",
 }
+HOSTED = {"DB capacity quota exceeded": "OOM", "max requests limit": "QUOTA", "max daily request limit": "QUOTA"}
 # Refused before anything was written, and likely to pass: worth another try.
 PASSING = frozenset(HINTS) - {"NOPERM"}
 MUST_RECONNECT = frozenset({"READONLY", "NOAUTH", "WRONGPASS"})
@@ -58,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._on_lost = on_lost
         self._on_push = on_push
+        self._heard_at = mono()
 
     def send(self, *args: bytes | str | float) -> asyncio.Future[Any]:
         """Queue a command; the future gets its reply, RedisRefused, or RedisUnreachable when the reply is lost."""
@@ -65,11 +73,19 @@ class Connection(asyncio.Protocol):
         if self.closed:
             future.set_exception(RedisUnreachable("the connection to Redis is closed"))
             return future
+        packed = _pack(args)
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(args))  # type: ignore[arg-type]  # its stub forgets that tuples vary
+        if not self._waiting:
+            self._heard_at = mono()
+        self._out.append(packed)
         self._waiting.append(future)
         return future
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds for which replies have been awaited and none came; 0.0 while none is awaited."""
+        return mono() - self._heard_at if self._waiting else 0.0
 
     @property
     def closed(self) -> bool:
@@ -93,6 +109,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: hand each complete reply to whoever waits for it."""
+        self._heard_at = mono()
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not _NOTHING:
             if self._on_push is not None and not self._waiting:
@@ -119,9 +136,21 @@ class Connection(asyncio.Protocol):
         self._on_lost(exc)
 
 
+def _pack(args: tuple[bytes | str | float, ...]) -> bytes:
+    try:
+        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub forgets that tuples vary
+    except UnicodeEncodeError:  # a job id that is no UTF-8, see `consumer.text_of`
+        raw = [arg.encode("utf-8", "surrogateescape") if isinstance(arg, str) else arg for arg in args]
+        packed = hiredis.pack_command(tuple(raw))  # type: ignore[arg-type]  # same
+    return packed
+
+
 def refused(text: str) -> RedisRefused:
     """Redis's error text as an exception, with a hint for the well-known codes."""
-    code = text.split(" ", 1)[0]
+    code, _, words = text.partition(" ")
+    if code == "ERR":
+        inner = _INNER_CODE.search(words)
+        code = inner[1] if inner else next((ours for start, ours in HOSTED.items() if words.startswith(start)), code)
     return RedisRefused(f"Redis refused: {text}", code=code, hint=HINTS.get(code, ""))
 
 
@@ -134,6 +163,8 @@ def _keep_alive(sock: socket.socket | None) -> None:
     for option, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # probes are not sent while data waits to be acknowledged
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
 
 async def connect(
@@ -197,6 +228,9 @@ class Link:
         on_up: awaited after every connection made, before anybody may use it; returns a number for the event.
         on_push: gets pub/sub messages.
         preload: scripts to load on every new connection.
+        patience: seconds without any reply after which the connection counts as dead and is made again; None where
+            replies may take for ever.
+        longest_pause: seconds between attempts to connect, at most (half as much again by chance).
     """
 
     def __init__(
@@ -207,17 +241,22 @@ class Link:
         on_up: Callable[[Connection], Awaitable[int]] | None = None,
         on_push: Callable[[list[Any]], None] | None = None,
         preload: tuple[str, ...] = (),
+        patience: float | None = None,
+        longest_pause: float = BACKOFF[1],
     ) -> None:
         self._target = target
         self.purpose = purpose
         self._on_up = on_up
         self._on_push = on_push
         self._preload = preload
+        self._patience = patience
+        self._longest_pause = longest_pause
         self._connection: Connection | None = None
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._quiet = False
+        self._why_lost = ""
         self.reconnects = 0
         self.down_since: float | None = None
 
@@ -253,6 +292,10 @@ class Link:
             future.set_exception(RedisUnreachable(f"Redis at {self._target.shown} is away"))
             return future
         return self._connection.send(*args)
+
+    def post(self, *args: bytes | str | float) -> None:
+        """Send now and don't wait: for what is only a courtesy and may be lost."""
+        self.send(*args).add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def call(self, *args: bytes | str | float) -> Any:
         """Send when the connection is up and wait for the reply.
@@ -327,13 +370,30 @@ class Link:
         self.down_since = None
         return count
 
+    async def _until_lost(self) -> None:
+        """Wait until the connection is lost; break it where it has been silent for too long."""
+        suspected = False
+        while self._patience is not None and not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience / 2):
+                    await self._lost.wait()
+            silent_for = 0.0 if self._connection is None else self._connection.silent_for
+            # Twice in a row: just after the event loop stood still, replies lie unread in the socket.
+            if suspected and silent_for > self._patience:
+                self._why_lost = f"no answer for {silent_for:.1f} s"
+                self.drop()
+                break
+            suspected = silent_for > self._patience
+        await self._lost.wait()
+
     async def _keep_up(self) -> None:
         while True:
-            await self._lost.wait()
+            await self._until_lost()
             begun = self.down_since = mono()
             quiet, self._quiet = self._quiet, False
+            why, self._why_lost = self._why_lost, ""
             if not quiet:
-                emit(RedisLost(purpose=self.purpose, error="connection closed"))
+                emit(RedisLost(purpose=self.purpose, error=why or "connection closed"))
             adopted = await self._insist_on_connecting()
             if quiet:
                 continue
@@ -349,5 +409,7 @@ class Link:
                 if error.message != told:
                     told = error.message
                     emit(RedisLost(purpose=self.purpose, error=error.message))
+            except Exception:  # noqa: BLE001  our own fault in `on_up`: without a connection nothing works at all
+                emit(InternalFault(where=f"redis-{self.purpose}", stack=traceback.format_exc()))
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, BACKOFF[1])
+            pause = min(pause * 2, self._longest_pause)

@@ -56,7 +56,7 @@ class Consumer:
         worker: this worker's unique id, the first part of every lease's token.
         name: what BullMQ shows as "processed by".
         lock_ms: how long a lease lasts without renewal.
-        is_running: tells whether a job id is running here; found leases of ours that are not get adopted.
+        holds: tells whether a job runs here under that token; found leases of ours that do not get adopted.
         adopt: gets the jobs that were fetched for us while the reply was lost.
     """
 
@@ -68,16 +68,16 @@ class Consumer:
         worker: str,
         name: str,
         lock_ms: int,
-        is_running: Callable[[str], bool],
+        holds: Callable[[str, str], bool],
         adopt: Callable[[Job], None],
     ) -> None:
         self.keys = keys
         self.worker = worker
         self._lock_ms = lock_ms
-        self._is_running = is_running
+        self._holds = holds
         self._adopt = adopt
         self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
-        self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD)
+        self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD, patience=lock_ms / 3000)
         self._blocking = Link(target, "marker")
         k = keys
         self._active_keys = (
@@ -217,10 +217,10 @@ class Consumer:
                 "attempts": job.attempts,
                 "attemptsMade": job.attempts_made,
                 "maxMetricsSize": "",
-                "fpof": opts.get("fpof", False),
-                "cpof": opts.get("cpof", False),
-                "idof": opts.get("idof", False),
-                "rdof": opts.get("rdof", False),
+                "fpof": bool(opts.get("fpof")),
+                "cpof": bool(opts.get("cpof")),
+                "idof": bool(opts.get("idof")),
+                "rdof": bool(opts.get("rdof")),
                 "name": self.worker,
             }
         )
@@ -246,12 +246,15 @@ class Consumer:
             b"1" if skip_attempt else b"0", update, b"1" if fetch else b"0", self._pack(job.token),
         )  # fmt: skip
 
-    def _hand_back(self, job: Job) -> Any:
+    async def _hand_back(self, job: Job) -> int:
         k = self.keys
-        return self.link.run(
+        reply: int = await self.link.run(
             script("moveJobFromActiveToWait"), k.active, k.wait, k.stalled, k.paused, k.meta, k.limiter, k.prioritized,
             k.marker, k.events, job.id, job.token, k.job(job.id),
         )  # fmt: skip
+        if job.priority:
+            self.link.post(b"ZADD", k.marker, 0, b"0")  # the script wakes nobody for a prioritized job
+        return min(reply, 0)  # what is above is the rate limiter's time to live
 
     def _park(self, job: Job) -> Any:
         k = self.keys
@@ -323,16 +326,16 @@ class Consumer:
         if not reply or not isinstance(reply, list):
             return NOTHING
         fields, job_id, limited, due = reply if len(reply) == 4 else (*reply, 0, 0)
-        job = parse(job_id.decode(), fields, token) if fields else None
+        job = parse(text_of(job_id), fields, token) if fields else None
         return Fetched(job, int(limited or 0), int(float(due or 0)))
 
     async def _reconcile(self, connection: Connection) -> int:
         """After a reconnection: adopt the jobs that were fetched for us in replies that never arrived."""
         active: list[bytes] = await connection.send(b"LRANGE", self.keys.active, 0, -1)
-        strangers = [job_id.decode() for job_id in active if not self._is_running(job_id.decode())]
         adopted = 0
-        for job_id, token in await _locks(connection, self.keys, strangers):
-            if token.partition(":")[0] == self.worker:
+        for job_id, token in await _locks(connection, self.keys, [text_of(job_id) for job_id in active]):
+            # The token, not the id alone: a job we just put back may be ours again by a fetch that got no reply.
+            if token.partition(":")[0] == self.worker and not self._holds(job_id, token):
                 fields = await connection.send(b"HGETALL", self.keys.job(job_id))
                 self._adopt(parse(job_id, fields, token))
                 adopted += 1
@@ -368,7 +371,7 @@ async def _locks(connection: Connection, keys: Keys, job_ids: Iterable[str]) -> 
     if not wanted:
         return []
     tokens = await connection.send(b"MGET", *[keys.lock(job_id) for job_id in wanted])
-    return [(job_id, token.decode()) for job_id, token in zip(wanted, tokens, strict=True) if token]
+    return [(job_id, text_of(token)) for job_id, token in zip(wanted, tokens, strict=True) if token]
 
 
 def parse(job_id: str, fields: list[bytes], token: str) -> Job:
@@ -394,6 +397,11 @@ def parse(job_id: str, fields: list[bytes], token: str) -> Job:
         telemetry=_text(get(b"tm")),
         stacktrace=_list(get(b"stacktrace")),
     )
+
+
+def text_of(job_id: bytes) -> str:
+    """A job id as text that `Keys` turns back into the very same bytes, also where they are no UTF-8."""
+    return job_id.decode("utf-8", "surrogateescape")
 
 
 def _int(raw: bytes | None) -> int:
@@ -432,12 +440,17 @@ def _keep(option: Any) -> dict[str, Any]:
     match option:
         case bool():
             return {"count": 0} if option else _ALL
-        case int():
+        case int() if option >= 0:
             return {"count": option}
-        case dict() if option:
-            return option
+        case dict():
+            # The script breaks off half-way on anything but whole numbers, with the job neither here nor there.
+            return {key: option[key] for key in ("age", "count", "limit") if _is_count(option.get(key))} or _ALL
         case _:
             return _ALL
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _failure(job: Job, reason: str, stack: str) -> bytes:

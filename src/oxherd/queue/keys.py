@@ -57,7 +57,7 @@ class Keys:
 
     def job(self, job_id: str) -> bytes:
         """The job's hash."""
-        return self.base + job_id.encode()
+        return self.base + job_id.encode("utf-8", "surrogateescape")
 
     def lock(self, job_id: str) -> bytes:
         """The job's lease."""

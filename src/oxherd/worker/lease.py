@@ -17,10 +17,11 @@ from oxherd.clock import mono
 from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.job import Job
 from oxherd.queue.connection import Link
+from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 from oxherd.settings import RedisTarget
-from oxherd.telemetry.events import LeasesLate, LoopBlocked, emit
+from oxherd.telemetry.events import InternalFault, LeasesLate, LoopBlocked, emit
 
 BATCH = 1_000  # leases in one script call: keeps Redis responsive
 BLOCKED_AFTER = 1.0  # seconds without a sign of life from the event loop
@@ -41,7 +42,10 @@ class Leases:
         self._lock_ms = lock_ms
         self._interval = lock_ms / 3000
         self._on_lost = on_lost
-        self._link = Link(target, "lease", preload=("renewLeases",))
+        # Two thirds of a lease are left when its renewal is due: enough to notice a dead connection and make another.
+        self._link = Link(
+            target, "lease", preload=("renewLeases",), patience=lock_ms / 6000, longest_pause=min(lock_ms / 6000, 5.0)
+        )
         self._held: dict[str, tuple[str, int, float]] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,6 +63,7 @@ class Leases:
         self._thread.start()
         await asyncio.to_thread(self._started.wait)
         if self._failure is not None:
+            self._thread = None
             raise self._failure
         self._pulse()
 
@@ -129,6 +134,8 @@ class Leases:
                 if not told:
                     told = True
                     emit(LeasesLate(seconds=round(self.lag, 1), error=str(error)))
+            except Exception:  # noqa: BLE001  our own fault with one lease must not let all others run out
+                emit(InternalFault(where="leases", stack=traceback.format_exc()))
 
     async def _renew_due(self) -> None:
         # Fresh leases have at least two thirds of their time left: leave them for the next round.
@@ -140,7 +147,7 @@ class Leases:
                 script("renewLeases"), self._keys.stalled, self._keys.active, self._keys.base, self._lock_ms, *triplets
             )
             for job_id in lost:
-                self._lose(job_id.decode(), batch)
+                self._lose(text_of(job_id), batch)
         self.renewed_at = mono()
 
     def _lose(self, job_id: str, batch: list[tuple[str, str, int, float]]) -> None:

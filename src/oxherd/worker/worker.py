@@ -120,7 +120,7 @@ class Worker:
         self._adopted: list[Job] = []
         self.consumer = Consumer(
             target, keys, worker=self.id, name=socket.gethostname(), lock_ms=limits.lock_ms,
-            is_running=self.running.__contains__, adopt=self._adopt,
+            holds=self._holds, adopt=self._adopt,
         )  # fmt: skip
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
@@ -288,6 +288,10 @@ class Worker:
             deadline = min(deadline, mono() + (score - wall_ms()) / 1000)  # a delayed job's time, not work yet
         return 0 if last.due_ms else None
 
+    def _holds(self, job_id: str, token: str) -> bool:
+        running = self.running.get(job_id)
+        return running is not None and running.job.token == token
+
     def _adopt(self, job: Job) -> None:
         # Fetched for us while the reply was lost: run it as if the reply had come.
         self._slots += 1
@@ -402,8 +406,7 @@ class Worker:
             self._forget_cancel(job_id)
 
     def _forget_cancel(self, job_id: str) -> None:
-        sent = self.consumer.link.send(b"ZREM", self.keys.cancels, job_id)
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.consumer.link.post(b"ZREM", self.keys.cancels, job_id)
 
     def _on_lease_lost(self, job_id: str) -> None:
         # In the lease's thread: mark first, so that a settle that is about to happen sees it; then stop the handler.
