@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -250,7 +251,7 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     Raises:
         UsageError: no store is configured and `no_store` was not asked for.
     """
-    from oxherd.worker.shutdown import Shutdown
+    from oxherd.worker.shutdown import Shutdown, join_threads
 
     store = None if no_store else build_store(settings)
     if store is None and not no_store:
@@ -263,6 +264,9 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
         await shutdown.wait()
     finally:
         await service.close()
+    if not await join_threads():
+        emit(WorkerWarned(message="a plain handler's thread ignores its cancellation: leaving without it"))
+        os._exit(0)  # Python would wait for it, and the platform would kill us for that
 
 
 def run_loop(main: Awaitable[Any]) -> Any:

@@ -23,6 +23,7 @@ from oxherd.store import RunRecord, Store
 from oxherd.worker.handlers import Handler, find_handler, read_payload
 from oxherd.worker.retry import outcome_of
 
+THREADS = "oxherd-handler"  # how the threads of plain handlers are named
 STATUS = {
     Done: "completed",
     Fail: "failed",
@@ -123,7 +124,7 @@ class Executor:
         self._queue = queue
         self._timeout = timeout
         self._idle_timeout = idle_timeout
-        self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix="handler")
+        self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix=THREADS)
 
     def close(self) -> None:
         """Take no more plain handlers; threads that still run are left to the process's end."""

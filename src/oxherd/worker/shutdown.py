@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
+from oxherd.worker.executor import THREADS
 from oxherd.worker.worker import Worker
 
 EXIT_CODES = {
@@ -60,6 +62,22 @@ class Shutdown:
         else:
             sys.stderr.flush()
             os._exit(130)
+
+
+async def join_threads(patience: float = 1.0) -> bool:
+    """Wait for the threads of plain handlers and steps. False: one of them goes on, whatever it was told.
+
+    Parameters:
+        patience: seconds.
+    """
+    try:
+        async with asyncio.timeout(patience):
+            await asyncio.get_running_loop().shutdown_default_executor()
+            while any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        return False
+    return True
 
 
 def print_stacks() -> None:
