@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol, get_type_hints
@@ -88,8 +90,15 @@ class Wire(Protocol):
     async def children_values(self, job: Job) -> dict[str, Any]:
         """Results of the finished children by their Redis key."""
 
+    async def add_child(self, job: Job, child_id: str, name: str, data: Any, opts: dict[str, Any]) -> str:
+        """Add a child of the job under that id and return it; an id that exists is left as it is."""
+
 
 AgentRunner = Callable[["Context", Any, Any], Any]
+
+# The step that is running, as the prefix of those inside it. Without it, what a replayed step would have named
+# inside itself would be free for others to take on the next attempt.
+_within: ContextVar[str] = ContextVar("oxherd_step", default="")
 
 
 class Context:
@@ -101,7 +110,19 @@ class Context:
         usage: tokens and money of this run, replayed steps included.
     """
 
-    __slots__ = ("_cancelled", "_journal", "_runner", "_seen", "_wire", "alive_at", "job", "tenant", "usage")
+    __slots__ = (
+        "_cancelled",
+        "_journal",
+        "_runner",
+        "_scopes",
+        "_seen",
+        "_spawned",
+        "_wire",
+        "alive_at",
+        "job",
+        "tenant",
+        "usage",
+    )
 
     def __init__(
         self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None
@@ -113,7 +134,9 @@ class Context:
         self._journal = journal
         self._wire = wire
         self._runner = runner
+        self._scopes: Counter[str] = Counter()
         self._seen: set[str] = set()
+        self._spawned = 0
         self._cancelled: str | None = None
 
     @property
@@ -147,7 +170,7 @@ class Context:
         """Run `function(*args, **kwargs)` once and for all: a later attempt gets the kept result instead.
 
         Parameters:
-            name: unique within the run, the same on every attempt.
+            name: unique within the run, the same on every attempt. A step inside a step is kept as `outer/inner`.
             function: async or plain (plain ones run in a thread). Its result must be JSON-able; with a return
                 annotation the result comes back as that type, otherwise as plain data.
             kind: step, model or tool, for the timeline.
@@ -159,28 +182,33 @@ class Context:
             LeaseLost: another worker has the job; nothing was written.
         """
         self.check()
-        if name in self._seen:
+        key = f"{_within.get()}{name}"
+        if key in self._seen:
             raise StepRepeated(
-                f"step {name!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
+                f"step {key!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
             )
-        self._seen.add(name)
-        done = self._journal.find(name)
+        self._seen.add(key)
+        done = self._journal.find(key)
         if done is None:
-            done = await self._run_step(name, function, args, kwargs, kind, usage)
+            done = await self._run_step(key, function, args, kwargs, kind, usage)
         self.alive_at = mono()
         if done.usage is not None:
             self.usage.add(done.usage)
         return _typed(function, done.output)
 
     async def _run_step(
-        self, name: str, function: Callable[..., Any], args: Any, kwargs: Any, kind: str, usage: Usage | None
+        self, key: str, function: Callable[..., Any], args: Any, kwargs: Any, kind: str, usage: Usage | None
     ) -> Step:
         started_at, begun = wall_ms(), mono()
-        value = await _call(function, args, kwargs)
+        outer = _within.set(f"{key}/")
+        try:
+            value = await _call(function, args, kwargs)
+        finally:
+            _within.reset(outer)
         step = Step(
-            key=name,
+            key=key,
             inputs=_digest(args, kwargs),
-            output=encode(value, what=f"the result of step {name!r}"),
+            output=encode(value, what=f"the result of step {key!r}"),
             kind=kind,
             usage=usage,
             attempt=self.job.fence,
@@ -189,6 +217,16 @@ class Context:
         )
         await self._journal.save(step)
         return step
+
+    def scope(self, name: str) -> str:
+        """A prefix for steps that belong together: `name`, or `name#2`, `name#3`, … when it was given out before.
+
+        The same on every attempt, as long as the handler asks in the same order.
+        """
+        path = f"{_within.get()}{name}"
+        self._scopes[path] += 1
+        count = self._scopes[path]
+        return name if count == 1 else f"{name}#{count}"
 
     async def run(self, agent: Any, input: Any) -> Any:  # noqa: A002  the field's word
         """Run an agent; each of its model and tool calls is a step.
@@ -215,6 +253,23 @@ class Context:
     async def children(self) -> dict[str, Any]:
         """Results of the job's finished children by their key, such as `bull:agent-jobs:42`."""
         return await self._wire.children_values(self.job)
+
+    async def spawn(self, name: str, data: Any = None, **opts: Any) -> str:
+        """Add a child job; `raise WaitForChildren` then parks this job until all its children have finished.
+
+        Safe on later attempts: the same call adds the same child, which is not added twice.
+
+        Parameters:
+            name: the child's job name.
+            data: its payload.
+            opts: BullMQ's job options by their long names, such as `attempts=3` or `failParentOnFailure=True`.
+
+        Returns:
+            The child's id.
+        """
+        self._spawned += 1
+        child_id = "child-" + self.idempotency_key(f"spawn/{self._spawned}/{name}")
+        return await self._wire.add_child(self.job, child_id, name, data, opts)
 
     def idempotency_key(self, name: str) -> str:
         """The same key on every attempt of this job, for outside effects that must not happen twice."""

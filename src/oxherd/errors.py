@@ -18,7 +18,12 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   ├── ResultInvalid       the handler's return value cannot be written as JSON
     │   ├── StoreRefused        the database can't hold a row for what is in it
     │   ├── StepRepeated        the same step name twice in one run
-    │   └── Quarantined         the job keeps killing its workers
+    │   ├── Quarantined         the job keeps killing its workers
+    │   └── AgentError          an agent's run can't go on
+    │       ├── UnknownAgent    no agent has that name
+    │       ├── ModelRefused    the model's provider refused the call, and would again
+    │       ├── OutputInvalid   the answer never took the form that was asked for
+    │       └── BudgetExceeded  the run reached its cap on steps or money
     ├── RetryLater              try again after `seconds`; no attempt is spent
     ├── WaitForChildren         park the job until its children have finished
     ├── JobTimeout              the total or idle time limit passed
@@ -141,6 +146,26 @@ class StepRepeated(Fatal):
 
 class Quarantined(Fatal):
     """The job was taken out of circulation because its workers keep dying while they run it."""
+
+
+class AgentError(Fatal):
+    """An agent's run can't go on."""
+
+
+class UnknownAgent(AgentError):
+    """No agent has that name."""
+
+
+class ModelRefused(AgentError):
+    """The model's provider refused the call, and would refuse it again."""
+
+
+class OutputInvalid(AgentError):
+    """The answer never took the form that was asked for."""
+
+
+class BudgetExceeded(AgentError):
+    """The run reached its cap on steps or money."""
 
 
 class RetryLater(JobError):

@@ -1,0 +1,11 @@
+"""Agents: definitions, the run loop, tools, and the client of the model service."""
+
+from __future__ import annotations
+
+from oxherd.agents.agent import Agent, Budget
+from oxherd.agents.llm import LLM
+from oxherd.agents.loop import Run
+from oxherd.agents.runner import Agents
+from oxherd.agents.tools import Tool, tool
+
+__all__ = ["LLM", "Agent", "Agents", "Budget", "Run", "Tool", "tool"]

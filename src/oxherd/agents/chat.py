@@ -1,0 +1,224 @@
+"""One call of a model: what is asked, and the reply, read forgivingly. Pure.
+
+Source: OpenAI's chat completions as OpenRouter, llama.cpp, vLLM and Ollama serve them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from oxherd.codec import decode, encode
+from oxherd.context import Usage
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a model is asked.
+
+    Attributes:
+        model: its id.
+        messages: the conversation, the system message first.
+        max_tokens: the limit of the reply.
+        tools: their definitions.
+        tool_choice: None for the model's own choice, or what must be called, in the API's form.
+        response_format: the form of the answer, None for free text.
+        temperature: None for the model's default.
+        models: fallbacks, OpenRouter only.
+    """
+
+    model: str
+    messages: Sequence[Message]
+    max_tokens: int
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
+    temperature: float | None = None
+    models: Sequence[str] = ()
+
+    def body(self, *, openrouter: bool) -> dict[str, Any]:
+        """The request as JSON-able data, without what is not set.
+
+        Parameters:
+            openrouter: whether the service knows OpenRouter's own fields; others refuse or ignore them.
+        """
+        asked: dict[str, Any] = {"model": self.model, "messages": self.messages, "max_tokens": self.max_tokens}
+        optional = ("tools", "tool_choice", "response_format", "temperature")
+        asked |= {key: value for key in optional if (value := getattr(self, key)) not in (None, ())}
+        if openrouter and self.models:
+            asked["models"] = self.models
+        if openrouter and (self.tools or self.response_format):
+            asked["provider"] = {"require_parameters": True}  # else a provider that knows neither may be picked
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asks for; `arguments` is JSON as it wrote it, perhaps invalid."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said.
+
+    Attributes:
+        message: the assistant's message; with `echo`, what the next call sends back.
+        finish_reason: stop, length, content_filter, tool_calls or None. The tool calls decide, not this: some
+            providers say `stop` beside them.
+        model: who really answered, which a fallback may change.
+        id: the generation's id, the key to OpenRouter's record of it.
+        provider: who served the model, or None.
+        usage: of this call.
+    """
+
+    message: Message
+    finish_reason: str | None
+    model: str | None
+    id: str | None
+    provider: str | None
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """What it said in words."""
+        content = self.message.get("content") or ""
+        if isinstance(content, str):
+            return content
+        return "".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls it asks for, in its order."""
+        calls = self.message.get("tool_calls", ())
+        return [ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in calls]
+
+    def echo(self) -> Message:
+        """The message as later calls send it back.
+
+        Arguments that are no JSON object become `{}`: providers that parse them would refuse the whole conversation.
+        """
+        if "tool_calls" not in self.message:
+            return self.message
+        return {**self.message, "tool_calls": [_parsable(call) for call in self.message["tool_calls"]]}
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON-able data, for the journal."""
+        usage = self.usage
+        counted = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "cost_usd": usage.cost_usd}
+        kept = {key: getattr(self, key) for key in ("message", "finish_reason", "model", "id", "provider")}
+        return {**kept, "usage": counted}
+
+    @classmethod
+    def load(cls, kept: Mapping[str, Any]) -> Reply:
+        """From the journal."""
+        usage = kept["usage"]
+        cost = None if usage["cost_usd"] is None else Decimal(usage["cost_usd"])
+        spent = Usage(1, usage["input_tokens"], usage["output_tokens"], cost)
+        rest = {key: kept[key] for key in ("message", "finish_reason", "model", "id", "provider")}
+        return cls(**rest, usage=spent)
+
+
+class Malformed(Exception):
+    """A reply is not what the API promises."""
+
+
+def read_reply(body: Mapping[str, Any], *, generation: str | None = None) -> Reply:
+    """Read a whole (not streamed) answer that holds no error.
+
+    Parameters:
+        body: the parsed body.
+        generation: the `X-Generation-Id` header.
+
+    Raises:
+        Malformed: there is no message in it.
+    """
+    choice = first_choice(body)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise Malformed("the answer holds no message")
+    return Reply(
+        message=_assistant(message),
+        finish_reason=choice.get("finish_reason"),
+        model=body.get("model"),
+        id=body.get("id") or generation,
+        provider=body.get("provider"),
+        usage=read_usage(body.get("usage")),
+    )
+
+
+def first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first choice, or an empty one."""
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    return first if isinstance(first, dict) else {}
+
+
+def read_usage(usage: Any) -> Usage:
+    """Tokens and cost of one call. What is not told is 0 tokens and an unknown cost."""
+    told = usage if isinstance(usage, dict) else {}
+    return Usage(1, _count(told.get("prompt_tokens")), _count(told.get("completion_tokens")), _cost(told))
+
+
+def _count(value: Any) -> int:
+    return max(value, 0) if isinstance(value, int) else 0
+
+
+def _cost(usage: Mapping[str, Any]) -> Decimal | None:
+    cost = _money(usage.get("cost"))
+    if cost is None or not usage.get("is_byok"):
+        return cost
+    # With the customer's own provider key, `cost` is OpenRouter's fee alone.
+    details = usage.get("cost_details")
+    upstream = _money(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
+    return None if upstream is None else cost + upstream
+
+
+def _money(value: Any) -> Decimal | None:
+    """US dollars, from a JSON number or a string. repr gives a float's shortest text: the digits that were sent."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return None
+    try:
+        money = Decimal(value if isinstance(value, str) else repr(value))
+    except InvalidOperation:
+        return None
+    return money if money.is_finite() and money >= 0 else None
+
+
+def _assistant(message: Mapping[str, Any]) -> Message:
+    calls = [_call(call) for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    content = message.get("content")
+    kept: Message = {"role": "assistant", "content": content or None if calls else content or ""}
+    if calls:
+        kept["tool_calls"] = calls
+    if message.get("reasoning_details"):
+        kept["reasoning_details"] = message["reasoning_details"]  # unchanged and in order: they are signed
+    if message.get("refusal"):
+        kept["refusal"] = message["refusal"]
+    return kept
+
+
+def _call(call: Mapping[str, Any]) -> Message:
+    told = call.get("function")
+    function = told if isinstance(told, dict) else {}
+    arguments = function.get("arguments")
+    text = arguments if isinstance(arguments, str) else encode(arguments or {}).decode()  # Ollama sends an object
+    named = {"name": str(function.get("name") or ""), "arguments": text.strip() or "{}"}
+    return {"id": call.get("id") or f"call_{uuid.uuid4().hex[:16]}", "type": "function", "function": named}
+
+
+def _parsable(call: Message) -> Message:
+    try:
+        if isinstance(decode(call["function"]["arguments"]), dict):
+            return call
+    except ValueError:
+        pass
+    return {**call, "function": {**call["function"], "arguments": "{}"}}

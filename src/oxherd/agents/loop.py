@@ -1,0 +1,213 @@
+"""One run of an agent: the model and its tools in turn until there is an answer. Each call is a journaled step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from oxherd.agents.agent import Agent
+from oxherd.agents.chat import Message, Reply, Request, ToolCall
+from oxherd.agents.form import Misfit
+from oxherd.agents.llm import LLM
+from oxherd.agents.tools import ArgumentsInvalid
+from oxherd.codec import encode
+from oxherd.context import Context, Usage
+from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid
+
+REPAIRS = 2  # how often a wrong answer is sent back
+TOOL_FAULTS = 5  # tool calls that may fail one after the other
+MAX_FAULT_TEXT = 500  # characters of an error that the model is told
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(slots=True)
+class Run:
+    """How a run went.
+
+    Attributes:
+        output: the answer, in the agent's form.
+        agent: its name.
+        model: who answered last, which a fallback may change.
+        messages: the whole conversation.
+        usage: tokens and money, replayed calls included.
+        steps: how often the model was called.
+        finish_reason: of the last call; `length` says that the text was cut at `max_output_tokens`.
+    """
+
+    output: Any = None
+    agent: str = ""
+    model: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    steps: int = 0
+    finish_reason: str | None = None
+
+
+async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm: LLM) -> Run:  # noqa: A002
+    """Run an agent to its answer.
+
+    Parameters:
+        ctx: the job's; its journal replays what earlier attempts have paid for.
+        agent: the definition.
+        input: text, or chat messages.
+        llm: the model service.
+
+    Raises:
+        PayloadInvalid: the input is neither.
+        BudgetExceeded: a cap was reached before there was an answer.
+        OutputInvalid: the answer did not take the agent's form.
+        AgentError: tools kept failing.
+        ModelRefused, RetryLater: see `LLM.chat`.
+    """
+    return await _Loop(ctx, agent, llm, opening(agent, input)).run()
+
+
+def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
+    """The messages that a run begins with: the agent's instructions, then the input. Raises PayloadInvalid."""
+    system = [{"role": "system", "content": agent.instructions}] if agent.instructions else []
+    if isinstance(input, str):
+        return [*system, {"role": "user", "content": input}]
+    if not isinstance(input, list) or not input:
+        raise PayloadInvalid("input: must be text or a list of at least one message")
+    for index, message in enumerate(input):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise PayloadInvalid(f"input.{index}: must be an object whose role is one of {', '.join(ROLES)}")
+    return [*system, *input]
+
+
+class _Loop:
+    """The state of one run."""
+
+    def __init__(self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message]) -> None:
+        self._ctx = ctx
+        self._agent = agent
+        self._llm = llm
+        self._run = Run(agent=agent.name, messages=messages)
+        self._scope = ctx.scope(agent.name)
+        self._tool_calls = 0
+        self._faults = 0
+        self._repairs = 0
+
+    async def run(self) -> Run:
+        while True:
+            self._check_budget()
+            reply = await self._ask()
+            if reply.tool_calls:
+                await self._use_tools(reply.tool_calls)
+            elif self._is_answered(reply):
+                return self._run
+
+    def _check_budget(self) -> None:
+        budget, run = self._agent.budget, self._run
+        if run.steps >= budget.steps:
+            raise BudgetExceeded(
+                f"agent {run.agent!r} had no answer after {run.steps} calls of the model", hint="raise budget.steps"
+            )
+        cost = run.usage.cost_usd
+        if budget.cap is not None and cost is not None and cost >= budget.cap:
+            raise BudgetExceeded(
+                f"agent {run.agent!r} has spent ${cost} of ${budget.cap} without an answer", hint="raise budget.usd"
+            )
+
+    async def _ask(self) -> Reply:
+        run = self._run
+        run.steps += 1
+        usage = Usage()
+
+        async def call(request: Request) -> Any:
+            reply = await self._llm.chat(request)
+            usage.add(reply.usage)
+            return reply.dump()
+
+        key = f"{self._scope}/model-{run.steps}"
+        kept = await self._ctx.step(key, call, self._request(), kind="model", usage=usage)
+        reply = Reply.load(kept)
+        run.usage.add(reply.usage)
+        run.messages.append(reply.echo())
+        run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
+        return reply
+
+    def _request(self) -> Request:
+        agent = self._agent
+        choice = _choice(agent.tool_choice) if self._run.steps == 1 else None
+        must_call = choice is not None and choice != "none"
+        return Request(
+            model=agent.model,
+            messages=self._run.messages,
+            max_tokens=agent.max_output_tokens,
+            tools=[tool.definition() for tool in agent.toolbox.values()],
+            tool_choice=choice,
+            # Not together with a demand to call: llama.cpp would follow the format and ignore the demand.
+            response_format=None if must_call else agent.form.response_format(),
+            temperature=agent.temperature,
+            models=agent.models,
+        )
+
+    async def _use_tools(self, calls: list[ToolCall]) -> None:
+        # All are waited for, also when one fails for good: what the others did is kept, not done again.
+        results = await asyncio.gather(*(self._use(call) for call in calls), return_exceptions=True)
+        for call, result in zip(calls, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            self._run.messages.append({"role": "tool", "tool_call_id": call.id, "content": result["content"]})
+            self._count(call, result)
+
+    async def _use(self, call: ToolCall) -> Mapping[str, Any]:
+        self._tool_calls += 1
+        if call.name not in self._agent.toolbox:
+            known = ", ".join(self._agent.toolbox) or "none"
+            return _fault(f"there is no tool {call.name!r}; the tools are: {known}")
+        key = f"{self._scope}/tool-{self._tool_calls}-{call.name}"
+        kept: Mapping[str, Any] = await self._ctx.step(key, self._call_tool, call.name, call.arguments, kind="tool")
+        return kept
+
+    async def _call_tool(self, name: str, arguments: str) -> Any:
+        try:
+            return {"ok": True, "content": await self._agent.toolbox[name].run(self._ctx, arguments)}
+        except ArgumentsInvalid as error:
+            return _fault(f"the arguments do not fit: {error}; they were: {arguments}")
+        except JobError:
+            raise  # Fatal, RetryLater and their like are meant for the worker, not for the model
+        except Exception as error:  # noqa: BLE001  whatever else a tool raises, the model is told
+            return _fault(f"{type(error).__name__}: {error}")
+
+    def _count(self, call: ToolCall, result: Mapping[str, Any]) -> None:
+        self._faults = 0 if result["ok"] else self._faults + 1
+        if self._faults >= TOOL_FAULTS:
+            raise AgentError(
+                f"agent {self._run.agent!r}: {self._faults} tool calls failed in a row, the last of {call.name!r}: "
+                f"{result['content']}"
+            )
+
+    def _is_answered(self, reply: Reply) -> bool:
+        try:
+            self._run.output = self._agent.form.read(reply.text)
+        except Misfit as misfit:
+            self._send_back(str(misfit), reply)
+            return False
+        return True
+
+    def _send_back(self, why: str, reply: Reply) -> None:
+        cut = " It was cut at the output limit." if reply.finish_reason == "length" else ""
+        if self._repairs >= REPAIRS:
+            raise OutputInvalid(
+                f"agent {self._run.agent!r} did not answer in its form after {self._repairs} corrections: {why}{cut}"[
+                    :1000
+                ]
+            )
+        self._repairs += 1
+        schema = encode(self._agent.form.schema).decode()
+        text = f"Your answer does not fit: {why[:MAX_FAULT_TEXT]}.{cut} Answer again, with JSON only, by this schema: "
+        self._run.messages.append({"role": "user", "content": text + schema})
+
+
+def _choice(choice: str) -> str | Message | None:
+    if choice == "auto":
+        return None
+    return choice if choice in {"required", "none"} else {"type": "function", "function": {"name": choice}}
+
+
+def _fault(why: str) -> Message:
+    return {"ok": False, "content": f"Error: {why[:MAX_FAULT_TEXT]}"}

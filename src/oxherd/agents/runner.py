@@ -1,0 +1,129 @@
+"""Runs agents by name or definition, for handlers (`ctx.run`) and for the built-in job `agent.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from oxherd.agents.agent import Agent
+from oxherd.agents.llm import LLM
+from oxherd.agents.loop import Run, run_agent
+from oxherd.agents.tools import Tool
+from oxherd.context import Context
+from oxherd.errors import PayloadInvalid, UnknownAgent
+from oxherd.settings import Secret
+
+Lookup = Callable[[str], Awaitable[Mapping[str, Any] | None]]
+
+
+def _expect(kinds: tuple[type, ...], words: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise ValueError(words)  # noqa: TRY004  pydantic turns ValueErrors into its own
+        return value
+
+    return BeforeValidator(check)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRunPayload:
+    """The payload of the built-in job `agent.run`.
+
+    Attributes:
+        agent: an agent's name, or an inline definition, see `Agent.inline`.
+        input: text, or chat messages.
+        tenant: whom the run is for.
+        metadata: the producer's own; kept with the run.
+    """
+
+    agent: Annotated[Any, _expect((str, dict), "must be an agent's name or an object that defines one")]
+    input: Annotated[Any, _expect((str, list), "must be text or a list of messages")]
+    tenant: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Agents:
+    """Finds agents and runs them.
+
+    Parameters:
+        llm: the model service.
+        known: the product's own agents by name; inline definitions may use their tools.
+        lookup: the definition of an agent that is kept elsewhere, such as the store's `agents` table, or None.
+    """
+
+    def __init__(self, llm: LLM, *, known: Mapping[str, Agent], lookup: Lookup | None = None) -> None:
+        self._llm = llm
+        self._known = known
+        self._lookup = lookup
+
+    @classmethod
+    def build(
+        cls, base_url: str, api_key: Secret | None, *, known: Mapping[str, Agent], lookup: Lookup | None = None
+    ) -> Agents:
+        """With a client for the model service at `base_url`."""
+        return cls(LLM(base_url, api_key), known=known, lookup=lookup)
+
+    async def close(self) -> None:
+        """Close the connections to the model service. Twice is fine."""
+        await self._llm.close()
+
+    async def resolve(self, agent: Agent | str | Mapping[str, Any]) -> Agent:
+        """The agent itself, from its name or definition; the product's own come before those kept elsewhere.
+
+        Raises:
+            UnknownAgent: naming the agents there are.
+            PayloadInvalid: the definition does not fit; also when `agent` is something else altogether.
+        """
+        match agent:
+            case Agent():
+                return agent
+            case str():
+                return self._known.get(agent) or await self._kept(agent)
+            case Mapping():
+                return Agent.inline(agent, tools=self._tools())
+            case _:
+                raise PayloadInvalid("agent: must be an Agent, an agent's name or an object that defines one")
+
+    async def run(self, ctx: Context, agent: Any, input: Any) -> Run:  # noqa: A002
+        """What `ctx.run` does; see `run_agent` for what it raises."""
+        return await run_agent(ctx, await self.resolve(agent), input, self._llm)
+
+    async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
+        """The built-in job `agent.run`."""
+        run = await self.run(ctx, payload.agent, payload.input)
+        usage = run.usage
+        return {
+            "output": run.output,
+            "agent": run.agent,
+            "model": run.model,
+            "usage": {
+                "calls": usage.calls,
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cost_usd": usage.cost_usd,
+            },
+            "steps": run.steps,
+            "finish_reason": run.finish_reason,
+        }
+
+    async def _kept(self, name: str) -> Agent:
+        definition = await self._lookup(name) if self._lookup is not None else None
+        if definition is None:
+            known = ", ".join(sorted(self._known)) or "none"
+            raise UnknownAgent(
+                f"no agent is called {name!r}; this worker's own are: {known}",
+                hint="is --app the right module, or is its row missing in the agents table?",
+            )
+        return Agent.inline({**definition, "name": name}, tools=self._tools())
+
+    def _tools(self) -> dict[str, Tool]:
+        """The tools that definitions may name: those of the product's own agents, unless two differ under one name."""
+        tools: dict[str, Tool] = {}
+        clashing: set[str] = set()
+        for each in (tool for agent in self._known.values() for tool in agent.toolbox.values()):
+            if tools.setdefault(each.name, each).function is not each.function:
+                clashing.add(each.name)
+        return {name: each for name, each in tools.items() if name not in clashing}

@@ -1,0 +1,200 @@
+"""An OpenRouter that takes nothing on trust: every request must fit the published schema and make sense as a
+conversation. It answers by a script and keeps its own bill.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from aiohttp import web
+from jsonschema import Draft202012Validator
+
+CONTRACT = Path(__file__).resolve().parents[3] / "shared" / "contracts" / "openrouter.openapi.json"
+KEY = "sk-or-v1-not-a-real-key"
+PRICE = Decimal("0.0002")  # US dollars for each answer
+
+Body = dict[str, Any]
+
+
+@cache
+def published() -> Draft202012Validator | None:
+    """The schema of a chat request as OpenRouter publishes it, or None where the contract is not at hand."""
+    if not CONTRACT.exists():
+        return None
+    document = json.loads(CONTRACT.read_text())
+    root = {"$ref": "#/components/schemas/ChatRequest", "components": document["components"]}
+    return Draft202012Validator(root)
+
+
+def fields_of_a_request() -> set[str]:
+    validator = published()
+    return set(validator.schema["components"]["schemas"]["ChatRequest"]["properties"]) if validator else set()
+
+
+def says(text: str | None, **extra: Any) -> Body:
+    """An answer in words; `extra` goes into the message."""
+    return answer({"role": "assistant", "content": text, **extra}, "stop")
+
+
+def calls(*wanted: tuple[str, Any], finish_reason: str = "tool_calls", **extra: Any) -> Body:
+    """An answer that calls tools: pairs of a name and its arguments, as data or as the JSON that is sent."""
+    listed = [
+        {
+            "id": f"call_{index}_{name}",
+            "type": "function",
+            "function": {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)},
+        }
+        for index, (name, given) in enumerate(wanted)
+    ]
+    return answer({"role": "assistant", "content": None, "tool_calls": listed, **extra}, finish_reason)
+
+
+def answer(message: Body, finish_reason: str | None, **extra: Any) -> Body:
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "native_finish_reason": finish_reason}
+    return {"object": "chat.completion", "created": 1, "provider": "Fake", "choices": [choice], **extra}
+
+
+class Refuses:
+    """An error answer."""
+
+    def __init__(self, status: int, message: str = "no", headers: dict[str, str] | None = None, **error: Any) -> None:
+        self.status = status
+        self.headers = headers or {}
+        self.body = {"error": {"code": status, "message": message, **error}}
+
+
+class Drops:
+    """Closes the connection without an answer."""
+
+
+Answer = Body | Refuses | Drops | bytes | Callable[[Body], Any]
+
+
+class FakeOpenRouter:
+    """Serves `/api/v1/chat/completions` on loopback, as an async context manager.
+
+    Attributes:
+        requests: the bodies it was sent.
+        bill: what it charged, in US dollars.
+        faults: what was wrong with requests; leaving the context raises when there is any.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Body] = []
+        self.bill = Decimal(0)
+        self.faults: list[str] = []
+        self._script: list[Answer] = []
+        self._signed: dict[str, Any] = {}
+
+    def script(self, *answers: Answer) -> None:
+        """What to answer next, in order."""
+        self._script += answers
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/api/v1"
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_post("/api/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        await self._runner.cleanup()
+        if kind is None:
+            assert self.faults == []
+            assert self._script == [], "answers that nobody asked for"
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        faults = [*self._faults_of_call(request), *self._faults_of(body)]
+        self.requests.append(body)
+        if not self._script:
+            faults.append("a request more than the script has answers")
+        if faults:
+            self.faults += faults
+            return web.json_response({"error": {"code": 400, "message": "; ".join(faults)}}, status=400)
+        return await self._send(request, self._script.pop(0), body)
+
+    async def _send(self, request: web.Request, reply: Answer, body: Body) -> web.StreamResponse:
+        match reply:
+            case Refuses():
+                return web.json_response(reply.body, status=reply.status, headers=reply.headers)
+            case Drops():
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case bytes():
+                return web.Response(body=reply, content_type="application/json")
+            case dict():
+                return web.json_response(self._billed(reply, body), headers={"X-Generation-Id": self._id()})
+            case _:
+                return await self._send(request, reply(body), body)
+
+    def _billed(self, reply: Body, body: Body) -> Body:
+        self.bill += PRICE
+        for choice in reply.get("choices", ()):
+            for call in choice["message"].get("tool_calls", ()):
+                self._signed[call["id"]] = choice["message"].get("reasoning_details")
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": float(PRICE)}
+        return {"id": self._id(), "model": body["model"], "usage": usage, **reply}
+
+    def _id(self) -> str:
+        return f"gen-{len(self.requests)}"
+
+    def _faults_of_call(self, request: web.Request) -> list[str]:
+        faults = []
+        if request.headers.get("Authorization") != f"Bearer {KEY}":
+            faults.append("the key is missing or wrong")
+        if request.content_type != "application/json":
+            faults.append("the content type is not JSON")
+        return faults
+
+    def _faults_of(self, body: Body) -> list[str]:
+        validator = published()
+        faults = [f"{e.json_path}: {e.message}" for e in validator.iter_errors(body)] if validator else []
+        if validator and (unknown := set(body) - fields_of_a_request()):
+            faults.append(f"fields that OpenRouter does not know: {unknown}")
+        if not (body.get("max_tokens") or body.get("max_completion_tokens")):
+            faults.append("no output limit: OpenRouter would reserve credit for the largest possible answer")
+        demanding = body.get("tools") or body.get("response_format")
+        if demanding and not body.get("provider", {}).get("require_parameters"):
+            faults.append("without provider.require_parameters, a provider that ignores tools may be picked")
+        return faults + self._faults_of_talk(body)
+
+    def _faults_of_talk(self, body: Body) -> list[str]:
+        faults, open_calls = [], set[str]()
+        for message in body["messages"]:
+            if message["role"] == "tool":
+                if message["tool_call_id"] not in open_calls:
+                    faults.append(f"an answer to a call that is not open: {message['tool_call_id']}")
+                open_calls.discard(message["tool_call_id"])
+                continue
+            if open_calls:
+                faults.append(f"calls without an answer: {open_calls}")
+            for call in message.get("tool_calls", ()):
+                open_calls.add(call["id"])
+                faults += self._faults_of_echo(message, call)
+        if open_calls:
+            faults.append(f"calls without an answer: {open_calls}")
+        return faults
+
+    def _faults_of_echo(self, message: Body, call: Body) -> list[str]:
+        faults = []
+        if call["id"] in self._signed and message.get("reasoning_details") != self._signed[call["id"]]:
+            faults.append("reasoning_details were not sent back unchanged")
+        try:
+            json.loads(call["function"]["arguments"])
+        except ValueError:
+            faults.append("arguments that are no JSON were sent back: some providers refuse the conversation")
+        return faults

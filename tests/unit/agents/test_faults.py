@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from email.utils import formatdate
+from time import time
+
+import pytest
+
+from oxherd.agents.faults import Verdict, fault_of
+
+RETRY, AFFORD, PARK, REFUSE = Verdict.RETRY, Verdict.AFFORD, Verdict.PARK, Verdict.REFUSE
+
+
+def error(code=None, message="no", **rest):
+    return {"error": {**({} if code is None else {"code": code}), "message": message, **rest}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "verdict", "says"),
+    [
+        (400, error(400, "bad"), REFUSE, "answered 400: bad"),
+        (401, error(401, "No auth credentials found"), REFUSE, "refused the key"),
+        (402, error(402, "Insufficient credits"), PARK, "answered 402"),
+        (402, error(402, "You requested up to 65536 tokens, but can only afford 14114."), AFFORD, "402"),
+        (403, error(403, "flagged", metadata={"reasons": ["violence"]}), REFUSE, r"\(flagged: violence\)"),
+        (403, error(403, "region"), REFUSE, "answered 403: region"),
+        (404, error(404, "No endpoints found"), REFUSE, "404"),
+        (404, None, REFUSE, "404"),
+        (302, None, REFUSE, "302"),
+        (408, error(408), RETRY, "408"),
+        (413, error(413), REFUSE, "413"),
+        (422, {"detail": "temperature"}, REFUSE, "422: temperature"),
+        (429, error(429), RETRY, "429"),
+        (500, error(500), RETRY, "500"),
+        (500, None, RETRY, "500: no reason given"),
+        (502, b"", RETRY, "502"),
+        (503, {"error": "model is loading"}, RETRY, "503: model is loading"),
+        (524, None, RETRY, "524"),
+        (529, error(529), RETRY, "529"),
+        # In the body of a success, with codes of all kinds.
+        (200, error(429, "Rate limit exceeded"), RETRY, "429"),
+        (200, error("429"), RETRY, "429"),
+        (200, error("server_error", "Provider disconnected unexpectedly"), RETRY, "500"),
+        (200, error(None, metadata={"error_type": "context_length_exceeded"}), REFUSE, "too long"),
+        (200, error(None, metadata={"error_type": "content_policy_violation"}), REFUSE, "403"),
+        (200, error(None, metadata={"error_type": "something_new"}), RETRY, "500"),
+        # The length, as three services say it.
+        (400, error(400, metadata={"error_type": "context_length_exceeded"}), REFUSE, "too long"),
+        (400, error(400, "This model's maximum context length is 4096 tokens"), REFUSE, "too long"),
+        (400, error(400, type="exceed_context_size_error"), REFUSE, "too long"),
+        # OpenRouter's own verdict counts.
+        (404, error(404, availability={"code": "temporarily_unavailable", "retryable": True}), RETRY, "404"),
+        (503, error(503, availability={"code": "model_deprecated", "retryable": False}), REFUSE, "503"),
+    ],
+)
+def test_every_answer_has_its_verdict(status, body, verdict, says):
+    fault = fault_of(status, {}, body)
+    assert fault.verdict is verdict
+    with pytest.raises(type(fault), match=says):
+        raise fault
+
+
+def test_the_affordable_output_is_read_from_the_refusal():
+    assert fault_of(402, {}, error(402, "but can only afford 14114. To increase, …")).affordable == 14114
+
+
+def test_a_refused_key_names_its_variable_and_repeats_nothing_of_it():
+    fault = fault_of(401, {}, error(401, "Incorrect API key provided: sk-or-v1-12345***"))
+    assert fault.hint == "check OPENROUTER_API_KEY"
+    assert "sk-or" not in fault.message
+
+
+def test_flagged_input_and_the_providers_raw_answer_are_not_repeated():
+    fault = fault_of(403, {}, error(403, "no", metadata={"reasons": ["x"], "flagged_input": "SECRET", "raw": "SECRET"}))
+    assert "SECRET" not in fault.message
+
+
+def test_long_messages_are_cut():
+    assert len(fault_of(400, {}, error(400, "x" * 10_000)).message) < 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"Retry-After": "7"}, error(429), 7),
+        ({"retry-after": formatdate(time() + 60, usegmt=True)}, error(429), 60),
+        ({"Retry-After": "soon"}, error(429), None),
+        ({"X-RateLimit-Reset": str(int((time() + 90) * 1000))}, error(429), 90),
+        ({"X-RateLimit-Reset": "30"}, error(429), None),
+        ({}, error(429, metadata={"headers": {"X-RateLimit-Reset": str(int((time() + 90) * 1000))}}), 90),
+        ({}, error(429, availability={"retryable": True, "retry_after": 40}), 40),
+        ({"Retry-After": "-5"}, error(503), 0),
+        ({}, error(503), None),
+    ],
+)
+def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, body, seconds):
+    told = fault_of(429, headers, body).retry_after
+    assert told == (seconds if seconds is None else pytest.approx(seconds, abs=5))
