@@ -1,32 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from functools import partial
 
 import pytest
 
+from fakes.journal import MemoryJournal, attempt_of
 from fakes.openrouter import KEY, FakeOpenRouter
 from oxherd.agents import LLM
-from oxherd.context import Context, Step
-from oxherd.job import Job
+from oxherd.context import Context
 from oxherd.settings import Secret
-
-
-class MemoryJournal:
-    """A run's steps, kept for the next attempt."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, Step] = {}
-
-    def find(self, key: str) -> Step | None:
-        return self.steps.get(key)
-
-    async def save(self, step: Step) -> None:
-        self.steps[step.key] = step
-
-
-def no_agents(*_: Any) -> Any:
-    raise AssertionError("this test runs no agent by ctx.run")
 
 
 @pytest.fixture
@@ -38,11 +21,7 @@ def journal() -> MemoryJournal:
 def attempt(journal: MemoryJournal) -> Callable[..., Context]:
     """Makes the context of a further attempt of the same job; all attempts share the journal."""
 
-    def make(runner: Any = no_agents) -> Context:
-        job = Job(id="1", name="test", raw=b"{}", opts={}, token="t")
-        return Context(job, journal=journal, wire=None, runner=runner)
-
-    return make
+    return partial(attempt_of, journal)
 
 
 @pytest.fixture

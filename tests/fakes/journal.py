@@ -1,0 +1,30 @@
+"""A run's steps in memory, and the contexts of attempts that share them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oxherd.context import Context, Step
+from oxherd.job import Job
+
+
+class MemoryJournal:
+    """Keeps the steps of one run for its next attempt."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step] = {}
+
+    def find(self, key: str) -> Step | None:
+        return self.steps.get(key)
+
+    async def save(self, step: Step) -> None:
+        self.steps[step.key] = step
+
+
+def no_agents(*_: Any) -> Any:
+    raise AssertionError("this test runs no agent by ctx.run")
+
+
+def attempt_of(journal: MemoryJournal, runner: Any = no_agents) -> Context:
+    """The context of a further attempt of the same job."""
+    return Context(Job(id="1", name="test", raw=b"{}", opts={}, token="t"), journal=journal, wire=None, runner=runner)
