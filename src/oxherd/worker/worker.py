@@ -46,6 +46,8 @@ LONG_WAIT = 600.0  # seconds a truly idle worker blocks on the marker: hosted Re
 SHORT_WAIT = 5.0  # seconds of the first wait after work ran out
 MAXED_WAIT = 5.0  # seconds between looks while the queue's own concurrency limit holds jobs back: it sends no marker
 PAUSED_WAIT = 30.0  # seconds between looks while somebody paused the queue; a resume sends a marker
+LAST_FETCH = 5.0  # seconds that a stopping worker waits for the reply to its last fetch
+REFUSED_PAUSE = 0.2  # seconds after fetches of which none was answered
 WATCH = 0.25  # seconds between looks at time limits
 SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
 LARGEST_BURST = 64  # fetches in one write
@@ -111,13 +113,13 @@ class Worker:
         self.stopping = False
         self.fetched_at = mono()
         self._slots = 0
+        self._take_fails = False
         self._room = asyncio.Event()
         self._opened = asyncio.Event()
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._waiting: asyncio.Task[int | None] | None = None
-        self._adopted: list[Job] = []
         self.consumer = Consumer(
             target, keys, worker=self.id, name=socket.gethostname(), lock_ms=limits.lock_ms,
             holds=self._holds, adopt=self._adopt,
@@ -159,7 +161,7 @@ class Worker:
             return
         self.stopping = True
         emit(WorkerDraining(reason=reason, in_flight=len(self.running), grace_s=grace))
-        self._stop_taking()
+        await self._stop_taking()
         await self._drain(grace)
         await self._hand_back_rest()
         await self._close()
@@ -167,16 +169,22 @@ class Worker:
 
     @property
     def taking(self) -> bool:
-        """Whether the loop that takes jobs is alive."""
-        return bool(self._loops) and not self._loops[0].done()
+        """Whether the loop that takes jobs is alive and well."""
+        return bool(self._loops) and not self._loops[0].done() and not self._take_fails
 
     def hurry(self) -> None:
         """End the grace period now."""
         self._idle.set()
 
-    def _stop_taking(self) -> None:
+    async def _stop_taking(self) -> None:
         self._opened.set()
         self._room.set()
+        self._stop_waiting()
+        # A fetch that is under way may bring jobs: they are ours to run or to hand back.
+        if self._loops and self.consumer.link.is_up:
+            await asyncio.wait(self._loops[:1], timeout=LAST_FETCH)
+
+    def _stop_waiting(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -212,6 +220,15 @@ class Worker:
     # -- taking jobs
 
     async def _take_forever(self) -> None:
+        while not self.stopping:
+            try:
+                await self._take_while_open()
+            except Exception:  # noqa: BLE001  our own fault: say so and go on; what a fetch brought is given again
+                self._take_fails = True
+                emit(InternalFault(where="take", stack=traceback.format_exc()))
+                await asyncio.sleep(1.0)
+
+    async def _take_while_open(self) -> None:
         burst, empty_before = 1, False
         while await self._may_take():
             got, last = await self._take(min(burst, self.limits.concurrency - self._slots))
@@ -233,29 +250,36 @@ class Worker:
     async def _take(self, count: int) -> tuple[int, Fetched]:
         """Fetch up to `count` jobs in one write; returns how many came and the last answer."""
         self._slots += count
-        fetches = [self.consumer.fetch(f"{self.id}:{uuid4().hex[:8]}") for _ in range(count)]
-        got, last = 0, NOTHING
-        for answer in await asyncio.gather(*fetches, return_exceptions=True):
-            if isinstance(answer, Fetched) and answer.job is not None:
-                self._spawn(answer.job)
-                got, last = got + 1, answer
-                continue
-            self._slots -= 1
-            last = await self._no_job(answer)
+        answers = await asyncio.gather(*(self._fetch_one() for _ in range(count)), return_exceptions=True)
+        fetched = [answer for answer in answers if isinstance(answer, Fetched)]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, RedisUnreachable | RedisRefused):
+                raise answer
+        self._take_fails = False
+        if not fetched:
+            await asyncio.sleep(REFUSED_PAUSE)  # the link says why and reconnects; this only keeps us from spinning
+            return 0, Fetched(None, due_ms=wall_ms() + 1)
         self.fetched_at = mono()
-        return got, last
+        return sum(answer.job is not None for answer in fetched), fetched[-1]
 
-    async def _no_job(self, answer: Fetched | BaseException) -> Fetched:
-        if isinstance(answer, Fetched):
-            return answer
-        if not isinstance(answer, RedisUnreachable | RedisRefused):
-            raise answer
-        await asyncio.sleep(0.2)  # the link reports and reconnects; this only keeps us from spinning meanwhile
-        return Fetched(None, due_ms=wall_ms() + 200)
+    async def _fetch_one(self) -> Fetched:
+        # Registered as soon as its own reply is here: a job that waited for the replies of others would look, to a
+        # reconnection meanwhile, like one that nobody runs.
+        taken = False
+        try:
+            answer = await self.consumer.fetch(f"{self.id}:{uuid4().hex[:8]}")
+            if answer.job is not None:
+                self._spawn(answer.job)
+                taken = True
+        finally:
+            self._slots -= not taken
+        return answer
 
     async def _wait(self, last: Fetched, *, patient: bool) -> bool:
         """Sleep until there may be work; returns whether the wait passed without any sign of it."""
         seconds = await self._how_long(last, patient=patient)
+        if self.stopping or self.gate is not None:
+            return False
         waiting = self._waiting = asyncio.ensure_future(self._wait_for_marker(seconds, last))
         try:
             await asyncio.wait({waiting})  # the gate and the shutdown cancel `waiting`, not this loop
@@ -322,6 +346,8 @@ class Worker:
                 self._idle.set()
 
     def _register(self, job: Job) -> Running:
+        if (earlier := self.running.get(job.id)) is not None:  # fetched again: the earlier attempt's lease is gone
+            earlier.interrupt(LeaseLost(f"job {job.id} was given out again"))
         running = self.running[job.id] = Running(job)
         self.leases.hold(job)
         emit(JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms))
@@ -421,8 +447,8 @@ class Worker:
         self.gate = reason
         emit(GateChanged(closed=reason is not None, reason=reason or "opened"))
         self._opened.set()
-        if reason is not None and self._waiting is not None:
-            self._waiting.cancel()
+        if reason is not None:
+            self._stop_waiting()
 
     async def _watch_limits(self) -> None:
         while True:
