@@ -24,6 +24,7 @@ from oxherd.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
+SHOWN = 20  # lines of difference per page
 
 
 def pages() -> dict[str, str]:
@@ -114,8 +115,9 @@ def _kept(path: str) -> str:
 
 
 def _changes(path: str, text: str) -> str:
-    lines = list(difflib.ndiff(_kept(path).splitlines(), text.splitlines()))
-    return "".join(f"\n  {line}" for line in lines if line[0] in "+-")
+    lines = [line for line in difflib.ndiff(_kept(path).splitlines(), text.splitlines()) if line[0] in "+-"]
+    more = [f"… and {len(lines) - SHOWN} more lines"] if len(lines) > SHOWN else []
+    return "".join(f"\n  {line}" for line in lines[:SHOWN] + more)
 
 
 if __name__ == "__main__":

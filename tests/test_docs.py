@@ -165,6 +165,13 @@ def test_the_life_of_a_job_shows_every_state_and_outcome():
     assert {kind for _, kind in KINDS} <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
+def test_the_architecture_s_layers_are_those_that_are_enforced():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    enforced = [re.findall(r"\w+", layer) for layer in contracts[0]["layers"]]
+    (shown,) = re.findall(r"^`cli \|.*?\n\n", page("architecture.md"), re.MULTILINE | re.DOTALL)
+    assert [re.findall(r"\w+", layer) for layer in shown.split("→")] == enforced
+
+
 def test_the_changelog_knows_the_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()

@@ -381,7 +381,7 @@ def _pretty(*, colour: bool) -> Renderer:
         shown = [
             f"{paint('2', f'{key}=')}{_value(value)}"
             for key, value in record.items()
-            if key not in _HEAD and key not in told and value not in ("", None)
+            if value and key not in _HEAD and key not in told
         ]
         text = f"{paint('2', time)} {level} {record['message'].translate(_CONTROLS)}"
         text = "  ".join([text, " ".join(shown)]) if shown else text

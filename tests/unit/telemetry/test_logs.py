@@ -116,10 +116,10 @@ def test_a_job_has_one_line_with_everything_about_its_end(log, job_ended):
 
 def test_a_job_s_pretty_line_tells_nothing_twice_and_nothing_empty(log, job_ended):
     sink = log("info", "pretty")
-    emit(job_ended(cost_usd=None))
+    emit(job_ended(tokens=0, cost_usd=None))
     line = text(sink).split(maxsplit=1)[1]
     assert line == (
-        "info    [job] support.reply 42 completed in 1.2 s  attempt=1 attempts=3 wait_ms=12 total_ms=1250 tokens=812\n"
+        "info    [job] support.reply 42 completed in 1.2 s  attempt=1 attempts=3 wait_ms=12 total_ms=1250\n"
     )
 
 
