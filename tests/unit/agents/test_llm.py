@@ -122,6 +122,7 @@ async def test_a_lack_of_credit_parks_the_job(fake, llm, said):
         (Refuses(400, "acme/fake is not a valid model ID"), "openai/gpt-5-mini: .*not a valid model ID"),
         (Refuses(403, "flagged", metadata={"reasons": ["violence"]}), "violence"),
         (Refuses(400, metadata={"error_type": "context_length_exceeded"}), "too long for the model"),
+        ({"choices": [{"message": {"content": "par"}, "error": {"code": 403, "message": "flagged"}}]}, "403: flagged"),
         (says(None, refusal="I can't help with that"), "refused: I can't help with that"),
         (answer({"role": "assistant", "content": ""}, "content_filter"), "content filter"),
         (answer({"role": "assistant", "content": ""}, "length"), "went into reasoning"),

@@ -172,24 +172,33 @@ async def test_parallel_calls_run_at_the_same_time_and_answer_in_order(ctx, fake
     assert [message["content"] for message in run.messages if message["role"] == "tool"] == ["a", "b"]
 
 
-async def test_when_one_parallel_call_asks_for_later_the_others_are_still_kept(attempt, fake, llm, tools):
-    busy = [True]
+async def test_when_one_parallel_call_asks_for_later_the_others_are_waited_for_and_kept(attempt, fake, llm, journal):
+    failed, ran = asyncio.Event(), []
 
     @tool
     async def fetch() -> str:
         """Fetch."""
-        if busy:
+        if not failed.is_set():
+            failed.set()
             raise RetryLater(5)
         return "fetched"
 
-    agent = support(fetch, tools.find_order)
-    fake.script(calls(("fetch", {}), ("find_order", {"email": "a"})))
+    @tool
+    async def pay() -> str:
+        """Pay, which takes longer than the failure of the other."""
+        await failed.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ran.append("pay")
+        return "paid"
+
+    fake.script(calls(("fetch", {}), ("pay", {})))
     with pytest.raises(RetryLater):
-        await run_agent(attempt(), agent, "?", llm)
-    busy.clear()
+        await run_agent(attempt(), support(fetch, pay), "?", llm)
+    assert list(journal.steps) == ["support/model-1", "support/tool-2-pay"]
     fake.script(says("ok"))
-    assert (await run_agent(attempt(), agent, "?", llm)).output == "ok"
-    assert tools.ran == ["find_order a"]
+    assert (await run_agent(attempt(), support(fetch, pay), "?", llm)).output == "ok"
+    assert ran == ["pay"]
 
 
 @pytest.mark.parametrize(
