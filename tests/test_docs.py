@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
+from oxherd.agents import Agent
 from oxherd.cli import EXIT_CODES
 from oxherd.job import State
 from oxherd.settings import TABLE
@@ -137,6 +141,21 @@ def test_the_readme_s_first_screen_has_the_two_commands_and_the_producer():
     assert "make demo" in screen
     assert "oxherd worker --app jobs:herd" in screen
     assert 'queue.add("support.reply"' in blocks(screen, "ts")[0]
+
+
+def test_the_readme_s_producer_adds_what_its_agent_takes(redis_url):
+    node = ROOT / "tests" / "interop" / "node"
+    if not shutil.which("node") or not (node / "node_modules").exists():
+        assert os.environ.get("CI") != "true"
+        pytest.skip("no Node here, or `make node` has not been run")
+    (producer,) = blocks(README, "ts")
+    code = producer.replace('"bullmq"', '"bullmq5"') + "await queue.close();"
+    command = ["node", "--input-type=module", "--eval", code]
+    subprocess.run(command, cwd=node, env={**os.environ, "REDIS_URL": redis_url}, check=True, timeout=30)
+    with Redis.from_url(redis_url, decode_responses=True) as client:
+        jobs = [client.hgetall(f"bull:agent-jobs:{number}") for number in (1, 2)]
+    assert [job["name"] for job in jobs] == ["support.reply", "agent.run"]
+    assert Agent.inline(json.loads(jobs[1]["data"])["agent"], tools={}).model == "openai/gpt-5-mini"
 
 
 def test_the_operations_page_knows_every_exit_code():
