@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,7 @@ class Running:
         task: the handler's task while it runs.
         thread: the handler's thread while a plain function runs.
         recorded: whether its start is in the store.
+        told_at: monotonic seconds at which the handler was last told to stop.
     """
 
     job: Job
@@ -63,15 +64,22 @@ class Running:
     task: asyncio.Task[Any] | None = None
     thread: _Thread | None = None
     recorded: bool = False
+    told_at: float = 0.0
 
     def interrupt(self, why: JobError) -> None:
-        """Stop the job; the first reason given stands, except that a lost lease overrides any."""
+        """Stop the job; the first reason given stands, except that a lost lease overrides any.
+
+        Does nothing to a handler that has just returned: its result counts, unless the lease is lost.
+        """
+        if self.task is not None and self.task.done() and not isinstance(why, LeaseLost):
+            return
         if self.stop is None or isinstance(why, LeaseLost):
             self.stop = why
+        self.told_at = mono()
         if self.context is not None:
             self.context.cancel(str(why))
-        if self.thread is not None:
-            self.thread.interrupt()
+        if self.thread is not None and self.thread.interrupt():
+            return  # what is settled while the thread goes on might run twice at once: wait for it, for a moment
         if self.task is not None:
             self.task.cancel()
 
@@ -101,6 +109,7 @@ class Executor:
         queue: the queue's name, for the record.
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
         threads: how many plain (not async) handlers may run at once.
+        crash_limit: how many times a job may lose its worker before it is quarantined.
     """
 
     def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
@@ -115,6 +124,7 @@ class Executor:
         timeout: float,
         idle_timeout: float,
         threads: int,
+        crash_limit: int,
     ) -> None:
         self.handlers = handlers
         self._store = store
@@ -124,6 +134,7 @@ class Executor:
         self._queue = queue
         self._timeout = timeout
         self._idle_timeout = idle_timeout
+        self._crash_limit = crash_limit
         self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix=THREADS)
 
     def close(self) -> None:
@@ -142,7 +153,7 @@ class Executor:
     async def _outcome(self, running: Running) -> Outcome:
         retries = 0
         try:
-            _refuse_deferred(running.job)
+            _refuse_deferred(running.job, self._crash_limit)
             handler = find_handler(self.handlers, running.job.name)
             retries = handler.retries
             payload, tenant = read_payload(handler, running.job.raw)
@@ -198,9 +209,13 @@ class Executor:
             if handler.is_async
             else self._in_thread(running, handler, context, payload)
         )
-        running.task = asyncio.get_running_loop().create_task(call, name=f"job-{running.job.id}")
+        running.task = asyncio.get_running_loop().create_task(_contained(call), name=f"job-{running.job.id}")
         try:
             value = await running.task
+        except asyncio.CancelledError:
+            if running.told_at == 0.0 and running.task.cancelled():
+                raise RuntimeError("the handler raised CancelledError although nobody had cancelled it") from None
+            raise
         finally:
             running.task = None
         if running.stop is not None:
@@ -267,8 +282,16 @@ class Executor:
         )
 
 
-def _refuse_deferred(job: Job) -> None:
-    if job.deferred_failure == STALLED_TOO_OFTEN:
+async def _contained(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the whole worker
+        raise RuntimeError(f"the handler raised {type(error).__name__}({error})") from error
+
+
+def _refuse_deferred(job: Job, crash_limit: int) -> None:
+    # BullMQ's script spares the jobs of schedulers, whatever they do to their workers.
+    if job.deferred_failure == STALLED_TOO_OFTEN or (job.scheduler is not None and job.stalled > crash_limit):
         raise Quarantined(
             f"quarantined: {STALLED_TOO_OFTEN}; its worker died or lost it {job.stalled} times",
             hint="look at the worker's logs of those times, then: oxherd jobs retry",
@@ -307,6 +330,7 @@ class _Thread:
         self._payload = payload
         self._lock = threading.Lock()
         self._ident: int | None = None
+        self._told = False
 
     def __call__(self) -> Any:
         """Run in the pool's thread."""
@@ -315,12 +339,21 @@ class _Thread:
             self._ident = threading.get_ident()
         try:
             return self._function(self._context, self._payload)
+        except StopIteration as error:  # no future can hold one
+            raise RuntimeError("the handler raised StopIteration") from error
         finally:
             with self._lock:
                 self._ident = None
 
-    def interrupt(self) -> None:
-        """Raise JobCancelled in the thread, if the handler still runs there. A blocking C call is not interrupted."""
+    def interrupt(self) -> bool:
+        """Raise JobCancelled in the thread, if the handler still runs there. A blocking C call is not interrupted.
+
+        Returns:
+            Whether the handler runs and was told for the first time: it may be about to stop.
+        """
         with self._lock:
-            if self._ident is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(JobCancelled))
+            if self._ident is None:
+                return False
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(JobCancelled))
+            first, self._told = not self._told, True
+            return first

@@ -21,8 +21,9 @@ from oxherd.errors import (
 from oxherd.job import Delay, Drop, Fail, Job, Outcome, Park, Retry
 
 FIRST_DELAY_MS = 1_000
-LONGEST_DELAY_MS = 15 * 60_000
+LONGEST_DELAY_MS = 365 * 86_400_000
 MAX_STACK = 8_000  # characters kept of one stack trace
+MAX_REASON = 4_000  # characters kept of an error's message
 KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (JobTimeout, "timeout"),
     (JobCancelled, "cancelled"),
@@ -45,7 +46,7 @@ def outcome_of(error: BaseException, job: Job, *, retries: int = 0) -> Outcome:
         case WaitForChildren():
             return Park()
         case RetryLater():
-            return Delay(max(int(error.seconds * 1000), 1), str(error))
+            return Delay(_delay_ms(error.seconds * 1000), reason_of(error))
         case Fatal() | JobCancelled():
             return Fail(reason_of(error), stack_of(error), kind_of(error))
         case _:
@@ -75,13 +76,18 @@ def backoff_ms(backoff: Any, attempt: int) -> int:
         [(1-j) * pause, pause].
     """
     if isinstance(backoff, int | float) and not isinstance(backoff, bool):
-        return max(int(backoff), 0)
+        return _delay_ms(backoff)
     if not isinstance(backoff, dict):
         return 0
     delay, jitter = _number(backoff.get("delay"), FIRST_DELAY_MS), min(_number(backoff.get("jitter"), 0.0), 1.0)
     pause = delay * 2.0 ** min(attempt - 1, 40) if backoff.get("type") == "exponential" else delay
     pause = min(pause, max(delay, 2**31))
-    return int(pause * (1 - jitter * random.random()))
+    return _delay_ms(pause * (1 - jitter * random.random()))
+
+
+def _delay_ms(pause: float) -> int:
+    # Whatever a producer or a Retry-After header said, the due time must stay one that Redis can hold.
+    return int(min(max(0.0, pause), LONGEST_DELAY_MS))  # this order turns NaN into 0
 
 
 def _number(value: Any, default: float) -> float:
@@ -90,10 +96,24 @@ def _number(value: Any, default: float) -> float:
 
 def reason_of(error: BaseException) -> str:
     """One line for `failedReason`: the error's own words, or its type where it has none; its hint, if any."""
-    text = str(error) or type(error).__name__
+    words = _words_of(error)
+    text = words or type(error).__name__
     if isinstance(error, OxherdError):
         return f"{text} ({error.hint})" if error.hint else text
-    return text if str(error) and type(error) in (Exception, RuntimeError) else f"{type(error).__name__}: {text}"
+    return text if words and type(error) in (Exception, RuntimeError) else f"{type(error).__name__}: {text}"
+
+
+def _words_of(error: BaseException) -> str:
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001  an error that can't even be printed still ends its job
+        words = "(its message can't be printed)"
+    return _sendable(words[:MAX_REASON])
+
+
+def _sendable(text: str) -> str:
+    # Half a surrogate pair, as broken JSON has them, is no text that Redis or Postgres would take.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def kind_of(error: BaseException) -> str:
@@ -103,4 +123,4 @@ def kind_of(error: BaseException) -> str:
 
 def stack_of(error: BaseException) -> str:
     """The stack trace as text, its end kept where it is long."""
-    return "".join(traceback.format_exception(error))[-MAX_STACK:]
+    return _sendable("".join(traceback.format_exception(error))[-MAX_STACK:])

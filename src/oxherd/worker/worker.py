@@ -48,6 +48,7 @@ MAXED_WAIT = 5.0  # seconds between looks while the queue's own concurrency limi
 PAUSED_WAIT = 30.0  # seconds between looks while somebody paused the queue; a resume sends a marker
 LAST_FETCH = 5.0  # seconds that a stopping worker waits for the reply to its last fetch
 REFUSED_PAUSE = 0.2  # seconds after fetches of which none was answered
+AGAIN = 2.0  # seconds that a handler has for tidying up before it is told to stop once more
 WATCH = 0.25  # seconds between looks at time limits
 SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
 LARGEST_BURST = 64  # fetches in one write
@@ -132,6 +133,7 @@ class Worker:
         self.executor = Executor(
             handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
+            crash_limit=limits.crash_limit,
         )  # fmt: skip
 
     # -- lifecycle
@@ -456,7 +458,8 @@ class Worker:
             now = mono()
             for running in list(self.running.values()):
                 if running.stop is not None:
-                    running.interrupt(running.stop)  # again: a handler may have swallowed the first
+                    if now - running.told_at > AGAIN:
+                        running.interrupt(running.stop)  # again: a handler may have swallowed the first
                 elif (late := running.overdue(now)) is not None:
                     running.interrupt(late)
                 elif now - running.begun > SHOWN_AFTER:

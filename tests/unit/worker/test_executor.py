@@ -49,7 +49,7 @@ def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0) 
 
     return Executor(
         handlers, store=store, wire=None, runner=no_agents, worker="w", queue="q",
-        timeout=timeout, idle_timeout=idle_timeout, threads=4,
+        timeout=timeout, idle_timeout=idle_timeout, threads=4, crash_limit=2,
     )  # fmt: skip
 
 
