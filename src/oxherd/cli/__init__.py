@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from oxherd import __version__
-from oxherd.cli import db, demo, enqueue, gate, jobs, worker
+from oxherd.cli import db, demo, dev, enqueue, gate, jobs, worker
 from oxherd.errors import OxherdError
 
 EXIT_CODES = {
@@ -58,6 +58,7 @@ app = typer.Typer(
     epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items()),
 )
 app.command(epilog=demo.EXAMPLES)(demo.demo)
+app.command(epilog=dev.EXAMPLES)(dev.dev)
 app.command(epilog=worker.EXAMPLES)(worker.worker)
 app.command(epilog=enqueue.EXAMPLES)(enqueue.enqueue)
 app.add_typer(jobs.app, name="jobs")
@@ -86,4 +87,11 @@ def oxherd(
 
 def main() -> None:
     """The `oxherd` command."""
-    app()
+    try:
+        app()
+    except Exception as error:
+        # A fault of ours. A person gets a line; a worker's log must have the stack.
+        if {"--debug", "worker"} & set(sys.argv):
+            raise
+        _tell(f"{type(error).__name__}: {error}", "this is a fault in Oxherd; `oxherd --debug …` shows where")
+        sys.exit(1)

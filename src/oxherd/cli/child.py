@@ -94,6 +94,7 @@ class WorkerProcess:
                 if not self._ended_within(STOP_TIMEOUT):
                     self._process.kill()
             self._process.wait()
+        self._process = None
         if self._guard is not None:
             self._tell_guard("done")
             self._guard.wait()

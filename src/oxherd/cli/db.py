@@ -11,12 +11,15 @@ from oxherd.errors import UsageError
 if TYPE_CHECKING:
     from oxherd.settings import Secret
 
-app = typer.Typer(no_args_is_help=True, help="The tables in Postgres: bring them up to date, or get their SQL.")
+app = typer.Typer(no_args_is_help=True, help="The tables in Postgres: bring them up to date, get their SQL.")
 
 
 @app.command(epilog="\b\nExample:\n  DATABASE_URL=postgresql://… oxherd db migrate")
 def migrate(as_json: Json = False) -> None:
-    """Run the migrations that the database lacks. Running it again, or twice at once, does no harm."""
+    """Run the migrations that the database lacks.
+
+    Running it again, or twice at once, does no harm.
+    """
     url = _database_url()
     from oxherd.app import run_loop
     from oxherd.store import migrate as migrations
@@ -30,7 +33,7 @@ def migrate(as_json: Json = False) -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """List the migrations and whether the database has them; exit code 1 where it lacks one."""
+    """List the migrations; exit code 1 where the database lacks one."""
     url = _database_url()
     from oxherd.app import run_loop
     from oxherd.store import migrate as migrations
@@ -55,7 +58,10 @@ def status(as_json: Json = False) -> None:
 
 @app.command(epilog="\b\nExample:\n  oxherd db sql | psql $DATABASE_URL")
 def sql() -> None:
-    """Print all migrations as one text for Supabase's SQL editor. It may be run again: only what is new then runs."""
+    """Print all migrations as one text, for Supabase's SQL editor.
+
+    It may be run again: only what is new then runs.
+    """
     from oxherd.store import migrate as migrations
 
     print(migrations.sql(), end="")

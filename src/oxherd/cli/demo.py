@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import secrets
+import shlex
 import signal
 import tempfile
 import time
@@ -41,10 +42,11 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep everything running until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run real agent jobs here and now: queue, database and model included, no key needed.
+    """Run real agent jobs here and now, everything included.
 
     Starts Valkey, Postgres, a tiny language model and a worker, puts jobs on the queue with BullMQ, prints what comes
-    of them and how they are recorded, and leaves nothing running.
+    of them and how they are recorded, and leaves nothing running. Needs no key and no account,
+    and uses none that is set.
     """
     from oxherd.cli.progress import Progress
 
@@ -237,7 +239,7 @@ class Scene:
     def _show_runs(self, ended: Sequence[Ended]) -> None:
         self._progress.say("The same runs as Postgres has them (table oxherd.runs):\n")
         if not self._progress.quiet:
-            print_table(RUN_COLUMNS, [[run[column] for column in RUN_COLUMNS] for each in ended if (run := each.run)])
+            print_table(RUN_COLUMNS, [run_row(each.run) for each in ended if each.run])
 
     def summary(self, ended: Sequence[Ended]) -> dict[str, Any]:
         """For `--json`."""
@@ -264,7 +266,7 @@ class Scene:
             signal.pause()
 
 
-RUN_COLUMNS = ("job_id", "name", "status", "attempt", "model_calls", "input_tokens", "output_tokens", "error")
+RUN_COLUMNS = ("job", "name", "status", "attempt", "calls", "tokens in", "out", "error")
 NEXT = """
 Where to look next:
   oxherd demo --keep             the same, left running: its metrics, its database, its dead letter to replay
@@ -299,7 +301,14 @@ def answer(view: dict[str, Any]) -> str:
     return shortened(found if isinstance(found, str) else orjson.dumps(found).decode(), 160)
 
 
+def run_row(run: dict[str, Any]) -> tuple[object, ...]:
+    """A row of the runs, for RUN_COLUMNS."""
+    error = shortened(run["error"], 50) if run["error"] else None
+    tokens = run["input_tokens"], run["output_tokens"]
+    return run["job_id"], run["name"], run["status"], run["attempt"], run["model_calls"], *tokens, error
+
+
 def write_env(path: Path, variables: dict[str, str]) -> None:
     """Write a file for the shell's `.` command, readable for its owner alone: it holds the database's password."""
     path.touch(mode=0o600)
-    path.write_text("".join(f"export {name}='{value}'\n" for name, value in variables.items()))
+    path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))

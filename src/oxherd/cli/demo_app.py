@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from oxherd import Context, Herd, tool
 from oxherd.embedded.model import Model
@@ -17,9 +17,9 @@ STOCK = {"yoke": 12, "plough": 3, "cart": 0}
 class Triage(BaseModel):
     """What the model must answer with."""
 
-    urgent: bool
     topic: Literal["delivery", "invoice", "login", "other"]
-    summary: str = Field(max_length=80)
+    urgent: bool
+    weeks_waited: int
 
 
 class Question(BaseModel):
@@ -36,19 +36,19 @@ class Invoice(BaseModel):
 
 
 @tool
-def stock_of(item: Literal["yoke", "plough", "cart"]) -> dict[str, Any]:
+def stock_of(item: Literal["yoke", "plough", "cart"]) -> int:
     """Look up how many pieces of an item are in stock.
 
     Args:
         item: the item's name.
     """
-    return {"item": item, "in_stock": STOCK[item]}
+    return STOCK[item]
 
 
 triage = herd.agent(
     "triage",
     model=Model.name,
-    instructions="You sort messages from customers of a shop.",
+    instructions="Answer in JSON: the topic of the customer's message, whether it is urgent, the weeks they waited.",
     output=Triage,
     max_output_tokens=120,
     temperature=0.0,
@@ -58,7 +58,6 @@ triage = herd.agent(
 clerk = herd.agent(
     "clerk",
     model=Model.name,
-    instructions="You answer questions about a shop's stock in one short sentence.",
     tools=[stock_of],
     tool_choice="stock_of",
     max_output_tokens=60,

@@ -47,7 +47,7 @@ JOBS = (
                 "model": Model.name,
                 "instructions": "You are a farmer.",
                 "max_output_tokens": 60,
-                "temperature": 0.2,
+                "temperature": 0.0,
             },
             "input": "What is an ox good for? Answer in one sentence.",
         },
@@ -60,13 +60,13 @@ JOBS = (
         {"attempts": 3, "priority": 1},
     ),
     DemoJob(
-        "a tool call through the loop; the agent is made to call it, since a model this small would not choose to",
+        "a tool call through the loop; the agent is made to call the tool, a model this small would choose badly",
         "stock.ask",
         {"item": "plough"},
         {"attempts": 3},
     ),
     DemoJob(
-        "a failure: both attempts fail, so it ends among the dead letters",
+        "fails on purpose, twice, and so ends among the dead letters",
         "invoice.send",
         {"number": 1017, "to": "ann@shop.example"},
         {"attempts": 2, "backoff": {"type": "exponential", "delay": 200, "jitter": 0.5}},
@@ -96,8 +96,8 @@ class Ended:
 
     @property
     def seconds(self) -> float:
-        """From the start of its last attempt to its end."""
-        return float(self.view["finished_on"] - self.view["processed_on"]) / 1000
+        """From being added to its end."""
+        return float(self.view["finished_on"] - self.view["timestamp"]) / 1000
 
     @property
     def tokens(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -13,8 +12,11 @@ from typing import Any
 
 BULLMQ = "6.7.0"
 IOREDIS = "5.11.1"  # BullMQ 6 leaves the client to its user
-INSTALL_TIMEOUT = 120.0  # seconds
+INSTALL_TIMEOUT = 60.0  # seconds
 ADD_TIMEOUT = 20.0  # seconds
+NPM_OPTIONS = (
+    "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error", "--fetch-retries=1",
+)  # fmt: skip
 SCRIPT = Path(__file__).with_suffix(".cjs")
 
 Jobs = Sequence[dict[str, Any]]
@@ -33,12 +35,18 @@ def prepare(cache: Path) -> Path:
     Raises:
         NoNode: there is no Node or npm, or the package could not be installed.
     """
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        raise NoNode("there is no Node here")
+    _program("node")
     folder = cache / f"bullmq-{BULLMQ}"
     if not folder.exists():
         _install(folder)
     return folder
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise NoNode(f"there is no {name} here")
+    return path
 
 
 def _install(folder: Path) -> None:
@@ -48,38 +56,39 @@ def _install(folder: Path) -> None:
             unfinished = Path(parent) / "it"
             unfinished.mkdir()
             (unfinished / "package.json").write_text('{"private": true}\n')
-            _npm("install", f"bullmq@{BULLMQ}", f"ioredis@{IOREDIS}", folder=unfinished)
-            # Whole or not at all; another demo may have been faster.
-            with contextlib.suppress(FileExistsError):
-                unfinished.rename(folder)
+            _npm_install(unfinished)
+            unfinished.rename(folder)  # whole or not at all
     except OSError as error:
-        raise NoNode(f"{folder.parent} can't be written: {error.strerror}") from None
+        if not folder.exists():  # otherwise another demo was faster
+            raise NoNode(f"{folder.parent} can't be written: {error.strerror}") from None
 
 
-def _npm(*words: str, folder: Path) -> None:
-    command = ["npm", *words, "--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--loglevel=error"]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, stdin=subprocess.DEVNULL, check=False
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise NoNode(f"npm install bullmq took longer than {INSTALL_TIMEOUT:g} s") from None
+def _npm_install(folder: Path) -> None:
+    packages = (f"bullmq@{BULLMQ}", f"ioredis@{IOREDIS}")
+    done = _run([_program("npm"), "install", *NPM_OPTIONS, *packages], seconds=INSTALL_TIMEOUT, folder=folder)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        raise NoNode(f"npm install bullmq failed: {lines[0] if lines else done.returncode}")
+        raise NoNode(f"npm install bullmq failed: {_last_line(done.stderr)}")
+
+
+def _run(command: list[str], *, seconds: float, folder: Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, cwd=folder, input=text, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise NoNode(f"{Path(command[0]).name} took longer than {seconds:g} s") from None
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "it does not say why")
 
 
 def add_with_node(folder: Path, url: str, queue: str, jobs: Jobs) -> list[str]:
     """Put the jobs on the queue and return their ids. Raises NoNode."""
     asked = json.dumps({"url": url, "queue": queue, "jobs": jobs})
-    try:
-        done = subprocess.run(
-            ["node", str(SCRIPT), str(folder)], input=asked, capture_output=True, text=True, timeout=ADD_TIMEOUT, check=False
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise NoNode(f"Node took longer than {ADD_TIMEOUT:g} s") from None
+    done = _run([_program("node"), str(SCRIPT), str(folder)], seconds=ADD_TIMEOUT, folder=folder, text=asked)
     if done.returncode:
-        raise NoNode(f"Node failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise NoNode(f"Node failed: {_last_line(done.stderr)}")
     ids: list[str] = json.loads(done.stdout)
     return ids
 

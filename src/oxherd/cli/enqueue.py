@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, note, print_json
+from oxherd.cli.printing import Json, console, note, print_json
 from oxherd.errors import OxherdError, UsageError
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def backoff(text: str) -> dict[str, Any]:
 
 
 def enqueue(
-    name: Annotated[str, typer.Argument(help="The job's name: which handler runs it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The job's name: which handler runs it.")],
     payload: Annotated[
         str | None,
-        typer.Argument(metavar="[JSON|@FILE|-]", help="The payload, an object: as text, from a file, from stdin."),
+        typer.Argument(metavar="JSON|@FILE|-", help="The payload, an object: as text, from a file, from stdin."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end and print its result.")] = False,
     timeout: Annotated[
@@ -88,15 +88,22 @@ def enqueue(
         typer.Option(parser=seconds, metavar="DURATION", help="How long to --wait; the job itself goes on."),
     ] = None,
     job_id: Annotated[
-        str | None, typer.Option(help="An id of your own: a second job with it is not added while the first is kept.")
+        str | None,
+        typer.Option(metavar="ID", help="An id of your own: while the first job with it is kept, no second is added."),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(help="1 runs first, 2097152 - 1 last; 0, the default, before all.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=2_097_151,
+            metavar="N",
+            help="1 is the most urgent; jobs without a priority run before those with one.",
+        ),
     ] = None,
     delay: Annotated[
         float | None, typer.Option(parser=seconds, metavar="DURATION", help="Run it that much later.")
     ] = None,
-    attempts: Annotated[int | None, typer.Option(min=1, help="How many attempts it has in all.")] = None,
+    attempts: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many attempts it has in all.")] = None,
     backoff: Annotated[
         dict[str, Any] | None,
         typer.Option(parser=backoff, metavar="[fixed:|exponential:]DURATION", help="The pause before another attempt."),
@@ -104,7 +111,7 @@ def enqueue(
     lifo: Annotated[bool, typer.Option("--lifo", help="Before the jobs that wait already.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a job on the queue and print its id; with --wait, its result."""
+    """Put a job on the queue; print its id, or its result with --wait."""
     data = read_payload(payload)
     options = {
         "jobId": job_id,
@@ -131,11 +138,11 @@ def _add(name: str, data: dict[str, Any], options: dict[str, Any], as_json: bool
 
 
 def _add_and_wait(
-    name: str, data: dict[str, Any], options: dict[str, Any], timeout: float | None, as_json: bool
+    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None, as_json: bool
 ) -> None:
     from oxherd.app import run_loop
 
-    job_id, ending, job = run_loop(_wait(name, data, options, timeout))
+    job_id, ending, job = run_loop(_wait(name, data, options, patience))
     if as_json:
         print_json(_summary(job_id, ending, job))
     elif ending.state == "completed":
@@ -149,7 +156,7 @@ def _add_and_wait(
 
 
 async def _wait(
-    name: str, data: dict[str, Any], options: dict[str, Any], timeout: float | None
+    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None
 ) -> tuple[str, Ending, dict[str, Any]]:
     import asyncio
 
@@ -165,11 +172,11 @@ async def _wait(
         note(f"job {job_id}")
         try:
             with say_when_redis_is_away(), _progress() as show:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(patience):
                     ending = await wait_for_end(admin, watcher, job_id, since=since, on_event=show)
         except TimeoutError:
             raise OxherdError(
-                f"job {job_id} has not ended within {timeout:g} s; it goes on", hint=f"oxherd jobs show {job_id}"
+                f"job {job_id} has not ended within {patience:g} s; it goes on", hint=f"oxherd jobs show {job_id}"
             ) from None
         return job_id, ending, await _job(admin, job_id)
 
@@ -201,10 +208,9 @@ def _progress() -> Iterator[Callable[[dict[str, str]], None]]:
     if not sys.stderr.isatty():
         yield lambda event: note(describe(event))
         return
-    from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status("waiting") as status:
+    with console(stderr=True).status("waiting") as status:
         yield lambda event: status.update(escape(describe(event)))
 
 
@@ -217,7 +223,7 @@ def describe(event: dict[str, str]) -> str:
             return "running"
         case "delayed":
             return "waiting for its time"
-        case "waiting" | "prioritized" | "added":
+        case "waiting" | "prioritized":
             return "waiting for a worker"
         case other:
             return other

@@ -8,15 +8,18 @@ from oxherd.cli.printing import Json, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="The intake gate: while it is closed, Oxherd workers finish what they have and take nothing new.\n\n"
-    "Producers may go on adding jobs. Unlike BullMQ's pause it touches none of BullMQ's keys, so that Node workers of "
-    "any version are not disturbed, and not stopped.",
+    help="Stop and let go on: the workers' intake gate.\n\n"
+    "While it is closed, Oxherd workers finish what they have and take nothing new. Producers may go on adding jobs. "
+    "Unlike BullMQ's pause it touches none of BullMQ's keys: Node workers of any version are neither disturbed nor "
+    "stopped.",
 )
 
 
 @app.command("close", epilog="\b\nExample:\n  oxherd gate close --reason 'restoring the database'")
 def close_gate(
-    reason: Annotated[str, typer.Option(help="Why: shown by the workers, in /health and by `oxherd gate status`.")],
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why: shown by the workers, in /health and by `oxherd gate status`.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Stop the workers of this queue from taking jobs."""

@@ -10,6 +10,7 @@ import typer
 
 from oxherd.cli.printing import Json, clock, duration, note, print_json, print_table, shortened
 from oxherd.errors import JobStateError, OxherdError, UsageError
+from oxherd.job import State
 
 if TYPE_CHECKING:
     from oxherd.queue.admin import Admin
@@ -17,31 +18,29 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, and act on them.")
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
-STATES = ("active", "prioritized", "wait", "delayed", "waiting-children", "failed", "completed")
-
-
-def _known_state(text: str) -> str:
-    if text not in STATES:
-        raise typer.BadParameter(f"must be one of {', '.join(STATES)}")
-    return text
+Limit = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")]
+# What runs and what will run comes first.
+ORDER = (
+    State.ACTIVE, State.PRIORITIZED, State.WAIT, State.DELAYED, State.WAITING_CHILDREN, State.FAILED, State.COMPLETED,
+)  # fmt: skip
 
 
 @app.command(
     "list", epilog="\b\nExamples:\n  oxherd jobs list --state delayed\n  oxherd jobs list --json | jq '.jobs[].name'"
 )
 def list_jobs(
-    state: Annotated[
-        str | None, typer.Option(parser=_known_state, metavar="STATE", help=f"Only one of {', '.join(STATES)}.")
-    ] = None,
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     limit: Limit = 20,
     as_json: Json = False,
 ) -> None:
-    """List jobs, the next to run or the newest finished first, and count all there are."""
+    """List jobs, with counts.
+
+    What runs comes first, then what is next, then the newest that ended.
+    """
     from oxherd.cli.asking import ask_queue
 
     async def ask(_: object, admin: Admin) -> tuple[dict[str, int], list[dict[str, Any]]]:
-        return await admin.counts(), await _jobs(admin, [state] if state else STATES, limit)
+        return await admin.counts(), await _jobs(admin, [state] if state else ORDER, limit)
 
     counts, jobs = ask_queue(ask)
     if as_json:
@@ -69,7 +68,10 @@ def _row(job: dict[str, Any]) -> tuple[object, ...]:
 
 @app.command()
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
-    """Show everything the queue knows of a job: payload, options, result, reason, log lines, stack traces."""
+    """Show all the queue knows of a job.
+
+    Payload, options, result, reason, log lines, stack traces.
+    """
     from oxherd.cli.asking import ask_queue
 
     job = ask_queue(lambda _, admin: admin.job(job_id))
@@ -97,7 +99,10 @@ def _show(job: dict[str, Any]) -> None:
 
 @app.command(epilog="\b\nExample:\n  oxherd jobs tail --json | jq 'select(.event == \"failed\")'")
 def tail(as_json: Json = False) -> None:
-    """Follow what happens on the queue, from now on until Ctrl-C. With --json, an object per line."""
+    """Follow what happens on the queue, until Ctrl-C.
+
+    With --json, an object per line.
+    """
     from oxherd.app import run_loop
 
     run_loop(_tail(as_json))
@@ -153,34 +158,33 @@ async def _print_event(position: str, event: dict[str, str], names: _Names, as_j
     moment = int(position.partition("-")[0])
     if as_json:
         fields = {key: parsed(value) if key in {"returnvalue", "data"} else value for key, value in event.items()}
-        print_json_line({"at": moment, "name": name, **fields})
+        print_json({"at": moment, "name": name, **fields}, on_one_line=True)
         return
     rest = event.get("failedReason") or event.get("returnvalue") or event.get("data") or ""
     print(f"{clock(moment)}  {event['event']:<18}  {job_id:<8}  {name:<24}  {shortened(rest, 80)}".rstrip(), flush=True)
 
 
-def print_json_line(value: Any) -> None:
-    """One JSON value on one line, at once."""
-    import orjson
-
-    print(orjson.dumps(value, default=str).decode(), flush=True)
-
-
 @app.command()
 def retry(ids: Ids, as_json: Json = False) -> None:
-    """Put failed or completed jobs back to be run again, a failed one with all its attempts."""
+    """Run failed or completed jobs again.
+
+    A failed one gets all its attempts anew. Steps that had finished are not paid for again.
+    """
     _act(ids, lambda admin, job_id: _said(admin.retry(job_id), "waiting"), as_json)
 
 
 @app.command()
 def cancel(ids: Ids, as_json: Json = False) -> None:
-    """Cancel jobs: one that runs is stopped within a second, one that waits is removed."""
+    """Cancel jobs, running or waiting.
+
+    One that runs is stopped within a second and fails, one that waits is removed.
+    """
     _act(ids, lambda admin, job_id: admin.cancel(job_id), as_json)
 
 
 @app.command()
 def remove(ids: Ids, as_json: Json = False) -> None:
-    """Remove jobs that do not run, and what is known of them."""
+    """Remove jobs that do not run, with all the queue knows of them."""
     _act(ids, _remove, as_json)
 
 
@@ -225,7 +229,10 @@ def _act(ids: Iterable[str], action: Callable[[Admin, str], Awaitable[str]], as_
 
 @app.command(epilog="\b\nExample:\n  oxherd jobs dead --json | jq '.[] | {name, reason, count}'")
 def dead(limit: Limit = 1000, as_json: Json = False) -> None:
-    """List the dead letters: jobs that failed for good, those with the same name and reason together."""
+    """List the dead letters: jobs that failed for good.
+
+    Those with the same name and the same reason are shown together.
+    """
     from oxherd.cli.asking import ask_queue
 
     groups = grouped(ask_queue(lambda _, admin: admin.list("failed", limit=limit)))
@@ -264,13 +271,16 @@ def _some(ids: Sequence[str]) -> str:
     "  oxherd jobs replay --all --yes"
 )
 def replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", show_default=False)] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)] = None,
     all_jobs: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
-    name: Annotated[str | None, typer.Option(help="Every dead letter of this job name.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Every dead letter of this job name.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put dead letters back on the queue with all their attempts. Steps that had finished are not paid for again."""
+    """Put dead letters back on the queue.
+
+    Each gets all its attempts anew. Steps that had finished are not paid for again.
+    """
     if sum((bool(ids), all_jobs, name is not None)) != 1:
         raise UsageError("say which dead letters: ids, --name NAME or --all")
     chosen = _chosen(ids or [], name)

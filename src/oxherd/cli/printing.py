@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -24,14 +27,12 @@ STYLES = {
 WIDEST = 60  # characters of a cell that holds free text
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on stdout: indented for people, on one line for programs."""
+def print_json(value: Any, *, on_one_line: bool = False) -> None:
+    """One JSON value on stdout: indented on a terminal unless it has to be on one line."""
     import orjson
 
-    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
-    if sys.stdout.isatty():
-        options |= orjson.OPT_INDENT_2
-    print(orjson.dumps(value, default=str, option=options).decode(), end="")
+    indent = orjson.OPT_INDENT_2 if sys.stdout.isatty() and not on_one_line else 0
+    print(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS | indent).decode(), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -43,16 +44,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         _print_columns(columns, cells)
 
 
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A terminal, or a pipe, for rich to print on. It leaves a broken pipe to the command, which has to tidy up."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  rich calls this while it handles the BrokenPipeError
+
+    return Terminal(stderr=stderr, quiet=quiet, highlight=False)
+
+
 def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+    console().print(table)
 
 
 def _print_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

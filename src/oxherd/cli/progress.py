@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from oxherd.cli.printing import duration
+from oxherd.cli.printing import console, duration
 
 
 class Progress:
@@ -16,14 +16,12 @@ class Progress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console
-
         self.quiet = quiet
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = console(quiet=quiet)
 
     def say(self, text: str = "", *, style: str = "") -> None:
         """A line."""
-        self._console.print(text, style=style or None, markup=False)
+        self._console.print(text, style=style or None, markup=False, soft_wrap=True)
 
     def done(self, what: str, detail: str = "", *, seconds: float | None = None, good: bool = True) -> None:
         """A finished step with its outcome and how long it took."""
@@ -31,7 +29,8 @@ class Progress:
 
         mark = Text("  ✓ ", "green") if good else Text("  ✗ ", "red")
         took = f"  {duration(seconds)}" if seconds is not None else ""
-        self._console.print(Text.assemble(mark, (what, "bold"), f"  {detail}" if detail else "", (took, "dim")))
+        line = Text.assemble(mark, (what, "bold"), f"  {detail}" if detail else "", (took, "dim"))
+        self._console.print(line, soft_wrap=True)
 
     @contextmanager
     def working(self, on: str) -> Iterator[None]:
