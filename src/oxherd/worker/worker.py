@@ -128,8 +128,9 @@ class Worker:
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
         self.stalled = Stalled(
-            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit
-        )
+            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
+            lock_ms=limits.lock_ms, on_work=self._stop_waiting,
+        )  # fmt: skip
         self.executor = Executor(
             handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
