@@ -257,9 +257,9 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     if store is None and not no_store:
         raise UsageError("no store is configured", hint="set DATABASE_URL, or start with --no-store")
     service = Service(settings, herd, store=store)
-    await service.start()
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
-    shutdown.install()
+    shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
+    await service.start()
     try:
         await shutdown.wait()
     finally:
