@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -134,7 +133,7 @@ class Context:
         self._journal = journal
         self._wire = wire
         self._runner = runner
-        self._scopes: Counter[str] = Counter()
+        self._scopes: dict[str, int] = {}
         self._seen: set[str] = set()
         self._spawned = 0
         self._cancelled: str | None = None
@@ -224,8 +223,7 @@ class Context:
         The same on every attempt, as long as the handler asks in the same order.
         """
         path = f"{_within.get()}{name}"
-        self._scopes[path] += 1
-        count = self._scopes[path]
+        count = self._scopes[path] = self._scopes.get(path, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
     async def run(self, agent: Any, input: Any) -> Any:  # noqa: A002  the field's word
