@@ -85,7 +85,7 @@ class Address:
                 return hint
         if self.shown.startswith("db.") and ".supabase.co" in self.shown:
             return "Supabase's direct address is IPv6 only: use the session pooler's, see docs/database.md"
-        return "check that it is running and that DATABASE_URL names the right host, port and sslmode"
+        return "check that it is running and that DATABASE_URL names the right host, port, sslmode and certificates"
 
 
 HINTS: tuple[tuple[type[asyncpg.PostgresError], str], ...] = (

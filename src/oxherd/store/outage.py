@@ -35,29 +35,52 @@ class Outage:
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._waiting = waiting
         self._since: float | None = None
+        self._given_up = False
 
     @property
     def seconds(self) -> float:
         """How long writes have been failing, 0.0 while all is well."""
         return 0.0 if self._since is None else mono() - self._since
 
+    def give_up(self) -> None:
+        """From now on raise instead of trying again: the store is stopping."""
+        self._given_up = True
+
     async def ride_out(self, write: Callable[[], Awaitable[T]]) -> T:
         """Call `write` until the database answers. It must be safe to repeat.
 
         Raises:
             StoreRefused: the database answered that a row can't be stored.
+            StoreUnreachable: `give_up` was called.
         """
         for pause in pauses():
             try:
                 result = await write()
             except StoreUnreachable as error:
                 self._lost(error)
+                if self._given_up:
+                    raise
             except StoreRefused:
                 self._back()
                 raise
             else:
                 self._back()
                 return result
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Call `read` until the database answers. Reads may work while writes fail: they begin and end no outage.
+
+        Raises:
+            StoreUnreachable: `give_up` was called.
+        """
+        for pause in pauses():
+            try:
+                return await read()
+            except StoreUnreachable:
+                if self._given_up:
+                    raise
             await asyncio.sleep(pause)
         raise AssertionError("pauses never end")
 

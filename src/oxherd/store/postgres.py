@@ -12,7 +12,7 @@ import orjson
 
 from oxherd.errors import StoreUnreachable, UsageError
 from oxherd.store.address import CONNECT_SECONDS, FAULTS, parse
-from oxherd.store.journal import JournalStore, patiently
+from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
 from oxherd.store.statements import statement
@@ -71,14 +71,9 @@ class PostgresStore(JournalStore):
         try:
             require_version(await self._schema_version())
         except BaseException:
-            await self._close()
+            await self.close()
             raise
         self._flusher.start()
-
-    async def stop(self) -> None:
-        """Write what waits, for at most 5 seconds, then close. Twice is fine."""
-        await self._flusher.stop()
-        await self._close()
 
     async def write_batch(self, runs: bytes | None, steps: bytes | None) -> str:
         """Write runs and steps in one transaction. Raises StoreRefused or StoreUnreachable."""
@@ -91,7 +86,7 @@ class PostgresStore(JournalStore):
 
     async def agent(self, name: str) -> dict[str, object] | None:
         """The definition of an agent in the `agents` table, or None. Waits while the database is away."""
-        definition = await patiently(lambda: self._value("agent", name))
+        definition = await self._outage.patiently(lambda: self._value("agent", name))
         return None if definition is None else cast(dict[str, object], orjson.loads(definition))
 
     async def run(self, run_id: str) -> dict[str, object] | None:
@@ -105,16 +100,16 @@ class PostgresStore(JournalStore):
         return [shown(dict(row)) for row in await self._rows(name, queue, limit, status)]
 
     async def _schema_version(self) -> int:
-        async with self._connection() as connection:
-            try:
-                return cast(int, await connection.fetchval(statement("schema_version")))
-            except NO_SCHEMA:
-                return 0
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise UsageError(
-                    f"Postgres at {self._address.shown}: {error.message}",
-                    hint="log in as the schema's owner, or grant what docs/database.md lists",
-                ) from None
+        try:
+            async with self._connection() as connection, self._transaction(connection):
+                return cast(int, await connection.fetchval(statement("schema_version"), timeout=STATEMENT_SECONDS))
+        except NO_SCHEMA:
+            return 0
+        except asyncpg.InsufficientPrivilegeError as error:
+            refused = self._address.unreachable(error)
+            raise UsageError(refused.message, hint=refused.hint) from None
+        except FAULTS as error:
+            raise self._address.unreachable(error) from None
 
     async def _value(self, name: str, *arguments: Any) -> Any:
         return await self._ask(lambda connection: connection.fetchval(
@@ -152,7 +147,8 @@ class PostgresStore(JournalStore):
         finally:
             await self._pool.release(connection)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Let go of every connection. Twice is fine."""
         pool, self._pool = self._pool, None
         if pool is None:
             return

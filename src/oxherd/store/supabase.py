@@ -14,7 +14,7 @@ import orjson
 from oxherd.errors import OxherdError, StoreRefused, StoreUnreachable, UsageError
 from oxherd.settings import Secret
 from oxherd.store.address import is_row_fault
-from oxherd.store.journal import JournalStore, patiently
+from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
 
@@ -85,17 +85,12 @@ class SupabaseStore(JournalStore):
         try:
             require_version(await self._schema_version())
         except _NotSetUp as error:
-            await self._close()
+            await self.close()
             raise UsageError(error.message, hint=error.hint) from None
         except BaseException:
-            await self._close()
+            await self.close()
             raise
         self._flusher.start()
-
-    async def stop(self) -> None:
-        """Write what waits, for at most 5 seconds, then close. Twice is fine."""
-        await self._flusher.stop()
-        await self._close()
 
     async def write_batch(self, runs: bytes | None, steps: bytes | None) -> bytes:
         """Write runs and steps in one transaction. Raises StoreRefused or StoreUnreachable."""
@@ -107,7 +102,9 @@ class SupabaseStore(JournalStore):
 
     async def agent(self, name: str) -> dict[str, object] | None:
         """The definition of an agent in the `agents` table, or None. Waits while the database is away."""
-        rows = await patiently(lambda: self._select("agents", ("select", "definition"), ("name", f"eq.{name}")))
+        rows = await self._outage.patiently(
+            lambda: self._select("agents", ("select", "definition"), ("name", f"eq.{name}"))
+        )
         return cast(dict[str, object], rows[0]["definition"]) if rows else None
 
     async def run(self, run_id: str) -> dict[str, object] | None:
@@ -162,7 +159,8 @@ class SupabaseStore(JournalStore):
         kind = _NotSetUp if code in NOT_SET_UP else StoreUnreachable
         return kind(f"Supabase at {self._host}: {message} ({code or status})", hint=hint)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Let go of every connection. Twice is fine."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
