@@ -20,7 +20,7 @@ from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, 
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
 from oxherd.store import RunRecord, Store
-from oxherd.worker.handlers import Handler, find_handler, read_payload
+from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
 from oxherd.worker.retry import outcome_of
 
 THREADS = "oxherd-handler"  # how the threads of plain handlers are named
@@ -52,6 +52,7 @@ class Running:
         task: the handler's task while it runs.
         thread: the handler's thread while a plain function runs.
         recorded: whether its start is in the store.
+        finished: whether its result was in the store before it ran.
         told_at: monotonic seconds at which the handler was last told to stop.
     """
 
@@ -64,6 +65,7 @@ class Running:
     task: asyncio.Task[Any] | None = None
     thread: _Thread | None = None
     recorded: bool = False
+    finished: bool = False
     told_at: float = 0.0
 
     def interrupt(self, why: JobError) -> None:
@@ -146,20 +148,22 @@ class Executor:
         outcome = await self._outcome(running)
         if isinstance(running.stop, LeaseLost):
             return Drop()
-        if self._store is not None and not isinstance(outcome, Drop):
+        if self._store is not None and not isinstance(outcome, Drop) and not running.finished:
             outcome = await self._recorded(self._store, running, outcome)
         return outcome
 
     async def _outcome(self, running: Running) -> Outcome:
         retries = 0
         try:
+            # First of all: what is done already is delivered, also where the job could not be run any more.
+            steps, finished = await self._claim(running)
+            if finished is not None:
+                running.finished = True
+                return Done(finished)
             _refuse_deferred(running.job, self._crash_limit)
             handler = find_handler(self.handlers, running.job.name)
             retries = handler.retries
             payload, tenant = read_payload(handler, running.job.raw)
-            steps, finished = await self._claim(running, tenant)
-            if finished is not None:
-                return Done(finished)
             return Done(await self._run(running, handler, payload, tenant, steps))
         except Exception as error:  # noqa: BLE001  whatever a handler raises is an outcome
             return self._interrupted(running, error, retries)
@@ -177,11 +181,11 @@ class Executor:
             stop.__cause__ = error if error is not stop else None
         return outcome_of(stop or error, running.job, retries=retries)
 
-    async def _claim(self, running: Running, tenant: str | None) -> tuple[Sequence[Step], bytes | None]:
+    async def _claim(self, running: Running) -> tuple[Sequence[Step], bytes | None]:
         job = running.job
         if self._store is None or job.attempts_started == 1:
             return (), None  # the first attempt has nothing to replay and nobody to fence off
-        begun = await self._store.begin(self._record(running, "running", tenant=tenant))
+        begun = await self._store.begin(self._record(running, "running", tenant=tenant_of(job.raw)))
         running.recorded = True
         if not begun.allowed:
             raise LeaseLost(f"a later attempt of job {job.id} has begun")
