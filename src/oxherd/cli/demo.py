@@ -65,7 +65,7 @@ def demo(
         progress.say(f"\nDone in {seconds} s.")
         scene.point_onwards(keep=keep)
         if keep:
-            scene.keep()
+            scene.wait_for_ctrl_c()
     if not all(each.as_expected for each in ended):
         raise OxherdError("a job did not end as it should have")
 
@@ -251,6 +251,7 @@ class Scene:
 
     def point_onwards(self, *, keep: bool) -> None:
         """Say where to look next."""
+        write_env(self._folder / "env", self._variables)
         lines = KEPT if keep else NEXT
         where = {
             "folder": self._folder,
@@ -259,9 +260,9 @@ class Scene:
         }
         self._progress.say(lines.format(**where))
 
-    def keep(self) -> None:
-        """Keep everything running until Ctrl-C."""
-        write_env(self._folder / "env", self._variables)
+    @staticmethod
+    def wait_for_ctrl_c() -> None:
+        """Keep everything running meanwhile."""
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 
