@@ -207,6 +207,20 @@ def test_wait_ends_when_somebody_removes_the_job(shell):
     assert "was removed before it ended" in err
 
 
+def test_wait_outlasts_an_outage_and_misses_nothing(own_valkey, queue_name, tmp_path):
+    shell = Shell({"REDIS_URL": own_valkey.url, "JOB_QUEUE_NAME": queue_name}, tmp_path)
+    with shell.running("enqueue", "greet", "--wait") as waiting:
+        job_id = waiting.stderr.readline().split()[-1]
+        own_valkey.kill()
+        assert any("Redis is away" in line for line in iter(waiting.stderr.readline, ""))
+        own_valkey.start()
+        assert shell("jobs", "cancel", job_id).out == f"{job_id}  removed\n"
+        _, err = waiting.communicate(timeout=20)
+    assert waiting.returncode == 1
+    assert "Redis is back" in err
+    assert "was removed before it ended" in err
+
+
 def test_ctrl_c_ends_the_waiting_with_130_and_no_traceback(shell):
     with shell.running("enqueue", "greet", "--wait") as waiting:
         waiting.stderr.readline()
@@ -241,8 +255,9 @@ def test_jobs_list_can_be_narrowed(shell):
 def test_jobs_show_tells_all_there_is(served):
     job_id = served("enqueue", "greet", '{"name": "Ann"}', "--wait", "--json").json["id"]
     done = served("jobs", "show", job_id)
-    assert 'data              {"name":"Ann"}' in done.out
-    assert 'returnvalue       {"hello":"Ann"}' in done.out
+    assert f"id        {job_id}\nname      greet\nstate     completed\nattempts  1 of 1\n" in done.out
+    assert 'payload   {"name":"Ann"}' in done.out
+    assert 'result    {"hello":"Ann"}' in done.out
     assert "log:\ngreeting" in done.out
     job = served("jobs", "show", a_failed_job(served, order=1), "--json").json
     assert job["failed_reason"] == "order 1 is broken"

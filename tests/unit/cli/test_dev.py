@@ -53,6 +53,13 @@ def test_the_env_file_survives_the_shell_and_is_readable_for_its_owner_alone(fol
     assert shown.stdout == "postgresql://u:a'b$c d@h/x"
 
 
+def test_without_watchfiles_it_says_so_and_runs_all_the_same(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(dev, "LOOK", 1)
+    assert "pip install 'oxherd[dev]'" in dev._about_reload()
+    assert next(dev._changes()) == []
+
+
 def test_an_engines_address_is_shown_without_its_password():
     class Engine:
         url = "postgresql://postgres:secret@127.0.0.1:5432/postgres"

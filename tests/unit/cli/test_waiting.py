@@ -19,6 +19,8 @@ class Queue:
 
     async def job(self, job_id):
         found = self.looks.pop(0) if self.looks else {"state": "active"}
+        if isinstance(found, Exception):
+            raise found
         if found is None:
             raise JobNotFound(job_id)
         return {"returnvalue": None, "failed_reason": None, **found}
@@ -73,6 +75,11 @@ async def test_after_a_lost_connection_it_goes_on_from_the_last_event_seen():
     queue = Queue([{"state": "wait"}, {"state": "active"}], streams)
     assert await end(queue) == Ending("completed", value=1)
     assert queue.since == ["1-0", "2-0"]
+
+
+async def test_a_connection_lost_while_looking_is_no_end():
+    queue = Queue([RedisUnreachable("gone"), {"state": "completed", "returnvalue": 3}])
+    assert await end(queue) == Ending("completed", value=3)
 
 
 async def test_a_job_that_ended_while_the_events_were_lost_is_seen_by_looking():
