@@ -436,10 +436,10 @@ async def test_a_stop_writes_what_waits(store: Store, url: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_database_that_turned_read_only_is_waited_for(kind: str, own_url: str):
+    admin = await asyncpg.connect(own_url, server_settings={"default_transaction_read_only": "off"})
+    await turn(admin, "set default_transaction_read_only = on")
+    lost = asyncio.Event()
     async with opened(kind, own_url) as store:
-        admin = await asyncpg.connect(own_url, server_settings={"default_transaction_read_only": "off"})
-        lost = asyncio.Event()
-        await turn(admin, "set default_transaction_read_only = on")
         with heard(StoreLost, StoreBack) as events:
             detach = attach(lambda _: lost.set(), StoreLost)
             writer = asyncio.create_task(store.record(a_run()))
@@ -448,7 +448,7 @@ async def test_a_database_that_turned_read_only_is_waited_for(kind: str, own_url
             assert not writer.done()
             await turn(admin, "reset default_transaction_read_only")
             assert await writer
-        await admin.close()
+    await admin.close()
     assert [type(event) for event in events] == [StoreLost, StoreBack]
     assert "read-only" in events[0].error
 

@@ -139,4 +139,6 @@ def _reason(error: BaseException) -> str:
         return f"{error.message} ({error.sqlstate})"  # not str(error): its details quote rows
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, asyncpg.InternalClientError):
+        return "the server ended the session"  # asyncpg noticed in the middle and speaks of its own states
     return str(error) or type(error).__name__

@@ -108,6 +108,7 @@ def test_supabases_direct_address_comes_with_a_word_on_ipv6():
         (asyncpg.UndefinedTableError("x"), StoreUnreachable),
         (asyncpg.QueryCanceledError("x"), StoreUnreachable),
         (asyncpg.InterfaceError("connection is closed"), StoreUnreachable),
+        (asyncpg.InternalClientError("cannot switch to state 11"), StoreUnreachable),
         (TimeoutError(), StoreUnreachable),
         (ConnectionResetError(), StoreUnreachable),
     ],
