@@ -251,11 +251,12 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     Raises:
         UsageError: no store is configured and `no_store` was not asked for.
     """
-    from oxherd.worker.shutdown import Shutdown, join_threads
+    from oxherd.worker.shutdown import Shutdown, handlers_ended, run_steps_in_known_threads
 
     store = None if no_store else build_store(settings)
     if store is None and not no_store:
         raise UsageError("no store is configured", hint="set DATABASE_URL, or start with --no-store")
+    executor = run_steps_in_known_threads()
     service = Service(settings, herd, store=store)
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
@@ -264,8 +265,10 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
         await shutdown.wait()
     finally:
         await service.close()
-    if not await join_threads():
-        emit(WorkerWarned(message="a plain handler's thread ignores its cancellation: leaving without it"))
+    if not await handlers_ended(executor):
+        emit(WorkerWarned(message="a handler ignores its cancellation: leaving without it"))
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
 
 

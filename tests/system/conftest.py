@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from oxherd.store.migrate import migrate
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for bench.soak, which has the bad network
 
 from bench.soak.proxy import Proxy
-from process import WorkerProcess
+from process import Start, WorkerProcess
 from stage import Stage
-
-Start = Callable[..., Awaitable[WorkerProcess]]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from typing import Any, Self
 from oxherd.embedded.engine import free_port
 
 APPS = Path(__file__).parent / "apps"
+Start = Callable[..., Awaitable["WorkerProcess"]]  # the fixture `start`
 
 
 class WorkerProcess:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bench.soak.proxy import Proxy
-from conftest import Start
+from process import Start
 from redis import Redis
 from stage import Stage
 
@@ -50,7 +50,7 @@ async def test_a_blocked_loop_is_seen_in_the_lag_that_health_reports(stage: Stag
     lags: list[float] = []
 
     async def block(ctx: Context, payload: dict[str, Any]) -> None:
-        time.sleep(1.4)
+        time.sleep(1.4)  # noqa: ASYNC251  on purpose
         lags.append(worker.leases.loop_lag)
 
     worker = await stage.worker({"block": block})

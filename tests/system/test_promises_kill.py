@@ -7,8 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from conftest import Start
-from process import WorkerProcess
+from process import Start, WorkerProcess
 from redis import Redis
 from stage import Stage
 

@@ -23,7 +23,8 @@ from oxherd.store import RunRecord, Store
 from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
 from oxherd.worker.retry import outcome_of
 
-THREADS = "oxherd-handler"  # how the threads of plain handlers are named
+THREADS = "oxherd-handler"  # how the names of plain handlers' threads begin
+TASKS = "job-"  # how the names of handlers' tasks begin
 STATUS = {
     Done: "completed",
     Fail: "failed",
@@ -213,7 +214,7 @@ class Executor:
             if handler.is_async
             else self._in_thread(running, handler, context, payload)
         )
-        running.task = asyncio.get_running_loop().create_task(_contained(call), name=f"job-{running.job.id}")
+        running.task = asyncio.get_running_loop().create_task(_contained(call), name=f"{TASKS}{running.job.id}")
         try:
             value = await running.task
         except asyncio.CancelledError:

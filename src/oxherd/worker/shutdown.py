@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from oxherd.worker.executor import THREADS
+from oxherd.clock import mono
+from oxherd.worker.executor import TASKS, THREADS
 from oxherd.worker.worker import Worker
 
 EXIT_CODES = {
@@ -64,20 +66,33 @@ class Shutdown:
             os._exit(130)
 
 
-async def join_threads(patience: float = 1.0) -> bool:
-    """Wait for the threads of plain handlers and steps. False: one of them goes on, whatever it was told.
+def run_steps_in_known_threads() -> ThreadPoolExecutor:
+    """Give the loop an executor whose threads can be told from others; `handlers_ended` wants it."""
+    executor = ThreadPoolExecutor(thread_name_prefix=THREADS)
+    asyncio.get_running_loop().set_default_executor(executor)
+    return executor
+
+
+async def handlers_ended(executor: ThreadPoolExecutor, patience: float = 1.0) -> bool:
+    """Wait for what is left of handlers. False: one goes on, whatever it was told, and would keep the process alive.
 
     Parameters:
+        executor: where plain steps run.
         patience: seconds.
     """
-    try:
-        async with asyncio.timeout(patience):
-            await asyncio.get_running_loop().shutdown_default_executor()
-            while any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        return False
-    return True
+    # Not the loop's own shutdown_default_executor: where that one gives up, it joins the threads all the same.
+    executor.shutdown(wait=False, cancel_futures=True)
+    deadline = mono() + patience
+    while busy := _handlers_go_on():
+        if mono() > deadline:
+            break
+        await asyncio.sleep(0.01)
+    return not busy
+
+
+def _handlers_go_on() -> bool:
+    threads = any(thread.name.startswith(THREADS) for thread in threading.enumerate())
+    return threads or any(task.get_name().startswith(TASKS) for task in asyncio.all_tasks())
 
 
 def print_stacks() -> None:

@@ -47,6 +47,8 @@ SHORT_WAIT = 5.0  # seconds of the first wait after work ran out
 MAXED_WAIT = 5.0  # seconds between looks while the queue's own concurrency limit holds jobs back: it sends no marker
 PAUSED_WAIT = 30.0  # seconds between looks while somebody paused the queue; a resume sends a marker
 LAST_FETCH = 5.0  # seconds that a stopping worker waits for the reply to its last fetch
+TIDY_UP = 3.0  # seconds that interrupted handlers have before their jobs are handed back over their heads
+LAST_WORD = 2.0  # seconds that this may take
 REFUSED_PAUSE = 0.2  # seconds after fetches of which none was answered
 AGAIN = 2.0  # seconds that a handler has for tidying up before it is told to stop once more
 WATCH = 0.25  # seconds between looks at time limits
@@ -202,11 +204,11 @@ class Worker:
         for running in list(self.running.values()):
             running.interrupt(Interrupted("the worker is shutting down"))
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5.0)
+            await asyncio.wait(self._tasks, timeout=TIDY_UP)
         # What ignores its cancellation is handed back over its head; the process ends right after. Where Redis is away
         # the leases run out instead.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(LAST_WORD):
                 for running in list(self.running.values()):
                     await self._settle(running, HandBack())
 

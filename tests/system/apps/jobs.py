@@ -49,7 +49,7 @@ async def pay(ctx: Context, what: str) -> int:
 async def gate(ctx: Context, payload: dict[str, Any]) -> str:
     """Runs until the test opens the gate."""
     witness.saw("gate", ctx)
-    while not witness.redis.exists("gate"):
+    while not witness.redis.exists("gate"):  # noqa: ASYNC110  the test is another process
         await asyncio.sleep(0.02)
     witness.saw("gate-end", ctx)
     return "through"
@@ -59,7 +59,7 @@ async def gate(ctx: Context, payload: dict[str, Any]) -> str:
 async def slow_step(ctx: Context, payload: dict[str, Any]) -> str:
     async def work() -> str:
         witness.saw("slow-step", ctx)
-        while not witness.redis.exists("gate"):
+        while not witness.redis.exists("gate"):  # noqa: ASYNC110  the test is another process
             await asyncio.sleep(0.02)
         return f"by {os.getpid()}"
 
@@ -69,7 +69,7 @@ async def slow_step(ctx: Context, payload: dict[str, Any]) -> str:
 @herd.job("block")
 async def block_the_loop(ctx: Context, payload: dict[str, Any]) -> str:
     witness.saw("block", ctx)
-    time.sleep(payload["seconds"])  # what a careless handler does
+    time.sleep(payload["seconds"])  # noqa: ASYNC251  what a careless handler does
     witness.saw("block-end", ctx)
     return "blocked"
 
