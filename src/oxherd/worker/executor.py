@@ -322,8 +322,9 @@ class _RunJournal:
         """Keep a step; returns when it is durable."""
         if self._store is None:
             return
-        if not await self._store.save_step(self._run_id, self._running.job.fence, step):
-            raise LeaseLost(f"a later attempt of job {self._running.job.id} has begun")
+        job = self._running.job
+        if not await self._store.save_step(self._run_id, job.fence, step, attempt_started_at=job.processed_on):
+            raise LeaseLost(f"a later attempt of job {job.id} has begun")
 
 
 class _Thread:

@@ -14,14 +14,6 @@ from oxherd.clock import mono
 from oxherd.worker.executor import TASKS, THREADS
 from oxherd.worker.worker import Worker
 
-EXIT_CODES = {
-    0: "fine: drained, everything finished or handed back",
-    1: "found a problem",
-    2: "wrong use: a variable, an argument or the --app module",
-    3: "a service could not be reached",
-    130: "stopped by a third signal without waiting for anything",
-}
-
 
 class Shutdown:
     """Turns signals into an orderly stop.

@@ -165,6 +165,9 @@ class Worker:
         if self.stopping:
             return
         self.stopping = True
+        if not self._loops:
+            await self._close()  # it never began: nothing to drain, nothing to tell
+            return
         emit(WorkerDraining(reason=reason, in_flight=len(self.running), grace_s=grace))
         await self._stop_taking()
         await self._drain(grace)

@@ -37,7 +37,7 @@ class Records:
         self.runs.append(run)
         return self.allowed
 
-    async def save_step(self, run_id: str, fence: int, step: Step) -> bool:
+    async def save_step(self, run_id: str, fence: int, step: Step, *, attempt_started_at: int = 0) -> bool:
         self.steps.append(step)
         return self.allowed
 
