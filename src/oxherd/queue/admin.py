@@ -12,7 +12,7 @@ from oxherd.clock import wall_ms
 from oxherd.errors import JobNotFound, JobStateError
 from oxherd.job import Job, State
 from oxherd.queue.connection import Link
-from oxherd.queue.consumer import parse
+from oxherd.queue.consumer import parse, text_of
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 
@@ -59,10 +59,12 @@ class Admin:
     async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
         """Jobs of one state, the next to run or the newest finished first."""
         ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
+        places = ("wait", "paused") if state == State.WAIT else (state,)  # a BullMQ v5 pause parks them in `paused`
         reply = await self._link.run(
-            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, state
+            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, *places
         )
-        return [{**_view(job_id.decode(), fields), "state": state} for job_id, fields in reply[0]]
+        found = [entry for group in reply for entry in group][:limit]
+        return [{**_view(text_of(job_id), fields), "state": state} for job_id, fields in found]
 
     async def retry(self, job_id: str) -> None:
         """Put a failed or completed job back to be run again; a failed one with its attempts counted anew.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from oxherd.errors import PayloadInvalid
 
 STRUCTURAL = frozenset(
@@ -68,7 +70,7 @@ class Keys:
         return self.base + name.encode()
 
 
-def check_job_id(job_id: str) -> str:
+def check_job_id(job_id: Any) -> str:
     """Refuse custom job ids that BullMQ refuses, or that would collide with a key of the queue.
 
     Source: BullMQ `Job.validateOptions`; colons separate key parts, whole numbers are the counter's.
@@ -76,7 +78,7 @@ def check_job_id(job_id: str) -> str:
     Raises:
         PayloadInvalid: naming what is wrong.
     """
-    if not job_id or job_id in STRUCTURAL:
+    if not isinstance(job_id, str) or not job_id or job_id in STRUCTURAL:
         raise PayloadInvalid(f"jobId must not be empty or one of BullMQ's own key names (got {job_id!r})")
     if ":" in job_id:
         raise PayloadInvalid(f"jobId must not hold a colon (got {job_id!r})", hint="use - or . instead")
