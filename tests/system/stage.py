@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from oxherd.errors import RedisUnreachable
+from oxherd.clock import mono
+from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
@@ -21,6 +22,7 @@ from oxherd.worker.worker import Limits, Worker
 
 QUICK = {"lock_ms": 1500, "stalled_interval": 0.5, "concurrency": 5, "timeout": 30.0}
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 
 
 class Happenings:
@@ -90,13 +92,16 @@ class Stream:
 
     async def _read(self) -> None:
         while True:
-            with contextlib.suppress(RedisUnreachable):
+            try:
                 reply = await self._link.call(
                     b"XREAD", b"COUNT", 500, b"BLOCK", 2000, b"STREAMS", self._keys.events, self._position
                 )
-                for entry_id, flat in reply[0][1] if reply else ():
-                    self._position = entry_id.decode()
-                    self._note([word.decode("utf-8", "replace") for word in flat])
+            except (RedisUnreachable, RedisRefused):
+                await asyncio.sleep(0.01)
+                continue
+            for entry_id, flat in reply[0][1] if reply else ():
+                self._position = entry_id.decode()
+                self._note([word.decode("utf-8", "replace") for word in flat])
 
     def _note(self, words: list[str]) -> None:
         fields = dict(zip(words[::2], words[1::2], strict=True))
@@ -182,6 +187,15 @@ class Stage:
 
     async def job(self, job_id: str) -> dict[str, Any]:
         return await self.admin.job(job_id)
+
+
+async def eventually(look: Callable[[], Awaitable[T]], *, within: float = 10.0) -> T:
+    """Ask again and again for what no event announces, such as a key or another process's health."""
+    deadline = mono() + within
+    while not (found := await look()):
+        assert mono() < deadline, f"did not happen within {within} s"
+        await asyncio.sleep(0.01)
+    return found
 
 
 async def no_agents(*_: Any) -> None:

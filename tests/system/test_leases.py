@@ -11,7 +11,7 @@ import pytest
 from bench.soak.proxy import Proxy
 from process import Start
 from redis import Redis
-from stage import Stage
+from stage import Stage, eventually
 
 from oxherd.clock import mono
 from oxherd.context import Context
@@ -25,12 +25,11 @@ def saw(witness: Redis, stage: Stage, what: str, job: str) -> int:
     return int(witness.get(f"saw:{what}:{stage.keys.queue}:{job}") or 0)
 
 
-async def until_seen(witness: Redis, stage: Stage, what: str, job: str, *, within: float = 10.0) -> None:
-    """Handlers in other processes announce nothing but a key."""
-    deadline = time.monotonic() + within
-    while not saw(witness, stage, what, job):
-        assert time.monotonic() < deadline, f"{what} of {job} was not seen within {within} s"
-        await asyncio.sleep(0.01)
+async def until_seen(witness: Redis, stage: Stage, what: str, job: str) -> None:
+    async def seen() -> int:
+        return saw(witness, stage, what, job)
+
+    await eventually(seen)
 
 
 async def test_a_loop_blocked_for_longer_than_the_lease_keeps_its_job(stage: Stage, start: Start, witness: Redis):
@@ -159,12 +158,7 @@ async def test_leases_are_renewed_while_the_worker_drains_for_longer_than_a_leas
     await stage.happened.wait(JobStarted, id=job)
     other = await stage.worker({"work": work}, lock_ms=600)
     stopping = asyncio.create_task(worker.stop(grace=10))
-    renewals = 0
-    before = worker.leases.renewed_at
-    while renewals < 6:  # two leases' worth
-        await asyncio.sleep(0.01)
-        renewals += worker.leases.renewed_at != before
-        before = worker.leases.renewed_at
+    await asyncio.sleep(1.5)  # more than two leases
     go.set()
     await stopping
     await stage.settle_ledger(job)
@@ -244,12 +238,13 @@ async def test_work_is_noticed_by_a_worker_whose_blocking_connection_hangs(stage
 
 
 async def waits_for_long(stage: Stage, worker: Worker) -> None:
-    """Until the worker blocks on the marker for so long that nothing but a word would wake it."""
-    blocked = False
-    while not blocked:
+    """Until the worker blocks on the marker."""
+
+    async def blocks() -> bool:
         clients = (await stage.link.call(b"CLIENT", b"LIST")).decode()
-        blocked = "cmd=bzpopmin" in clients and worker._waiting is not None
-        await asyncio.sleep(0.01)
+        return "cmd=bzpopmin" in clients and worker._waiting is not None
+
+    await eventually(blocks)
 
 
 async def test_a_script_flush_in_the_middle_is_no_more_than_a_detour(stage: Stage):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from process import Start, WorkerProcess
 from redis import Redis
-from stage import Stage
+from stage import Stage, eventually
 
 from oxherd.context import Context
 from oxherd.embedded.valkey import Valkey
@@ -20,9 +20,11 @@ from oxherd.telemetry.events import JobEnded, JobStarted
 
 async def running(worker: WorkerProcess, count: int) -> None:
     """Until so many jobs run there."""
-    await worker.health(200)
-    while (await worker.get("/health"))[1]["in_flight"] < count:
-        await asyncio.sleep(0.02)
+
+    async def there() -> bool:
+        return bool((await worker.get("/health"))[1]["in_flight"] >= count)
+
+    await eventually(there)
 
 
 async def test_sigterm_with_twenty_long_jobs_finishes_what_fits_and_hands_back_the_rest(
@@ -148,8 +150,8 @@ async def test_a_job_whose_fetch_is_under_way_at_the_stop_is_handed_back(stage: 
         found = await fetch(token)
         if found.job is not None:
             stopping.append(asyncio.create_task(worker.stop(grace=0)))
-            while not worker.stopping:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the stop has begun
+            assert worker.stopping
         return found
 
     worker.consumer.fetch = fetch_slowly
