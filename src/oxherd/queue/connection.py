@@ -225,6 +225,7 @@ class Link:
     Parameters:
         target: where Redis is.
         purpose: what it is for, in events and in Redis's CLIENT LIST.
+        client_name: another name for CLIENT LIST.
         on_up: awaited after every connection made, before anybody may use it; returns a number for the event.
         on_push: gets pub/sub messages.
         preload: scripts to load on every new connection.
@@ -243,9 +244,11 @@ class Link:
         preload: tuple[str, ...] = (),
         patience: float | None = None,
         longest_pause: float = BACKOFF[1],
+        client_name: str | None = None,
     ) -> None:
         self._target = target
         self.purpose = purpose
+        self._client_name = client_name or f"oxherd:{purpose}"
         self._on_up = on_up
         self._on_push = on_push
         self._preload = preload
@@ -354,7 +357,7 @@ class Link:
                 self._up.clear()
                 self._lost.set()
 
-        connection = await connect(self._target, f"oxherd:{self.purpose}", on_lost, self._on_push)
+        connection = await connect(self._target, self._client_name, on_lost, self._on_push)
         try:
             for name in self._preload:
                 await connection.send(b"SCRIPT", b"LOAD", script(name).body)

@@ -80,7 +80,7 @@ class Consumer:
         self._adopt = adopt
         self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
         self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD, patience=lock_ms / 3000)
-        self._blocking = Link(target, "marker")
+        self._blocking = Link(target, "marker", client_name=keys.client_name(name))
         k = keys
         self._active_keys = (
             k.wait,

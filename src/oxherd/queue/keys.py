@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from oxherd.errors import PayloadInvalid
@@ -64,6 +65,10 @@ class Keys:
     def lock(self, job_id: str) -> bytes:
         """The job's lease."""
         return self.job(job_id) + b":lock"
+
+    def client_name(self, worker: str) -> str:
+        """The connection name by which BullMQ's `getWorkers`, and so Bull Board, knows a worker of this queue."""
+        return f"{self._prefix}:{base64.b64encode(self.queue.encode()).decode()}:w:{worker}"
 
     def state(self, name: str) -> bytes:
         """The list or sorted set of a state, by BullMQ's name for it."""
