@@ -102,6 +102,7 @@ class Proxy:
         self._loop.close()
 
     async def _close(self) -> None:
+        self._refusing = True
         self._server.close()
         await self._each(_Pair.cut)
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -68,9 +68,12 @@ async def start(redis_url: str, queue_name: str) -> AsyncIterator[Start]:
     """Starts worker processes on the test's queue; they are gone when the test ends."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def started(**more: Any) -> WorkerProcess:
+        async def started(*, ready: bool = True, **more: Any) -> WorkerProcess:
             settings = {"redis_url": redis_url, "queue": queue_name, "witness_url": redis_url, **more}
-            return await stack.enter_async_context(WorkerProcess(**settings))
+            worker = WorkerProcess(**settings)
+            stack.push_async_callback(worker.close)
+            await (worker.start() if ready else worker.launch())
+            return worker
 
         yield started
 

@@ -11,7 +11,6 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from oxherd.embedded.engine import free_port
@@ -77,14 +76,6 @@ class WorkerProcess:
             *self._command, cwd=APPS, env=self._environment, stdout=PIPE, stderr=PIPE
         )
         self._readers = [asyncio.create_task(self._read_lines()), asyncio.create_task(self._read_stderr())]
-
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Kill it if it lives."""

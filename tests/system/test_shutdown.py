@@ -124,8 +124,7 @@ async def test_sigterm_while_the_worker_starts_loses_nothing(stage: Stage, start
     """At moments all over its start: a signal must neither orphan a job nor leave the process running."""
     jobs = [await stage.add("ok", {"takes": 0.05}) for _ in range(30)]
     for _ in range(3):
-        worker = WorkerProcess(stage.url, stage.keys.queue, witness_url=stage.url, SHUTDOWN_GRACE="0.01s")
-        await worker.launch()
+        worker = await start(ready=False, SHUTDOWN_GRACE="0.01s")
         await stage.stream.news.wait(dict, count=len(stage.stream.news.all(dict)) + 1)  # it has begun to take
         worker.terminate()
         assert await worker.exited() in (0, -signal.SIGTERM)

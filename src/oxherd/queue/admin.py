@@ -82,6 +82,8 @@ class Admin:
             raise JobStateError(f"job {job_id} is {state}; only failed or completed jobs can be retried")
         k, failed = self._keys, state == State.FAILED
         fields = await self._link.call(b"HGETALL", k.job(job_id))
+        await self._link.call(b"HDEL", k.job(job_id), b"stc")  # crashes are counted anew, too
+        await self._link.call(b"ZREM", k.cancels, job_id)  # a request that came too late must not meet this run
         job = parse(job_id, fields, "")
         code = await self._link.run(
             script("reprocessJob"), k.job(job_id), k.events, k.state(state), k.wait, k.meta, k.active, k.marker,

@@ -51,6 +51,7 @@ TIDY_UP = 3.0  # seconds that interrupted handlers have before their jobs are ha
 LAST_WORD = 2.0  # seconds that this may take
 REFUSED_PAUSE = 0.2  # seconds after fetches of which none was answered
 AGAIN = 2.0  # seconds that a handler has for tidying up before it is told to stop once more
+EARLY_MS = 60_000  # how long a request to cancel a job that does not run here is remembered
 WATCH = 0.25  # seconds between looks at time limits
 SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
 LARGEST_BURST = 64  # fetches in one write
@@ -117,6 +118,7 @@ class Worker:
         self.fetched_at = mono()
         self._slots = 0
         self._take_fails = False
+        self._early_cancels: dict[str, int] = {}
         self._room = asyncio.Event()
         self._opened = asyncio.Event()
         self._idle = asyncio.Event()
@@ -189,8 +191,9 @@ class Worker:
         self._room.set()
         self._stop_waiting()
         # A fetch that is under way may bring jobs: they are ours to run or to hand back.
-        if self._loops and self.consumer.link.is_up:
-            await asyncio.wait(self._loops[:1], timeout=LAST_FETCH)
+        deadline = mono() + LAST_FETCH
+        while self.taking and self.consumer.link.is_up and mono() < deadline:
+            await asyncio.wait(self._loops[:1], timeout=0.1)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
@@ -359,6 +362,8 @@ class Worker:
         running = self.running[job.id] = Running(job)
         self.leases.hold(job)
         emit(JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms))
+        if self._early_cancels and job.processed_on <= self._early_cancels.pop(job.id, -1):
+            self.cancel(job.id)  # asked for while the reply to the fetch was on its way
         return running
 
     async def _execute(self, running: Running) -> Outcome:
@@ -432,12 +437,16 @@ class Worker:
     # -- stopping single jobs
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job that runs here; others are ignored."""
+        """Cancel a job that runs here, or was fetched and is about to; others are ignored."""
         running = self.running.get(job_id)
-        if running is not None:
-            emit(JobCancelRequested(id=job_id))
-            running.interrupt(JobCancelled("cancelled on request"))
-            self._forget_cancel(job_id)
+        if running is None:
+            now = wall_ms()
+            self._early_cancels = {other: at for other, at in self._early_cancels.items() if now - at < EARLY_MS}
+            self._early_cancels[job_id] = now
+            return
+        emit(JobCancelRequested(id=job_id))
+        running.interrupt(JobCancelled("cancelled on request"))
+        self._forget_cancel(job_id)
 
     def _forget_cancel(self, job_id: str) -> None:
         self.consumer.link.post(b"ZREM", self.keys.cancels, job_id)
