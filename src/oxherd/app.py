@@ -131,6 +131,7 @@ class Service:
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
             store=store, runner=self._agents.run, limits=limits or limits_of(settings),
+            hide=logs.Redactor(settings.secrets).text,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)

@@ -10,7 +10,7 @@ import ctypes
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oxherd.clock import mono, wall_ms
@@ -113,6 +113,7 @@ class Executor:
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
         threads: how many plain (not async) handlers may run at once.
         crash_limit: how many times a job may lose its worker before it is quarantined.
+        hide: takes known secrets out of a text; errors and stacks go through it before they go anywhere.
     """
 
     def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
@@ -128,6 +129,7 @@ class Executor:
         idle_timeout: float,
         threads: int,
         crash_limit: int,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.handlers = handlers
         self._store = store
@@ -138,6 +140,7 @@ class Executor:
         self._timeout = timeout
         self._idle_timeout = idle_timeout
         self._crash_limit = crash_limit
+        self._hide = hide
         self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix=THREADS)
 
     def close(self) -> None:
@@ -180,7 +183,16 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
-        return outcome_of(stop or error, running.job, retries=retries)
+        return self._without_secrets(outcome_of(stop or error, running.job, retries=retries))
+
+    def _without_secrets(self, outcome: Outcome) -> Outcome:
+        match outcome:
+            case Fail() | Retry():
+                return replace(outcome, reason=self._hide(outcome.reason), stack=self._hide(outcome.stack))
+            case Delay():
+                return replace(outcome, reason=self._hide(outcome.reason))
+            case _:
+                return outcome
 
     async def _claim(self, running: Running) -> tuple[Sequence[Step], bytes | None]:
         job = running.job

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -95,6 +95,7 @@ class Worker:
         store: where runs are recorded, or None.
         runner: runs agents for handlers.
         limits: the numbers.
+        hide: takes known secrets out of the text of errors.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Worker:
         store: Store | None,
         runner: AgentRunner,
         limits: Limits,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.id = uuid4().hex
         self.keys = keys
@@ -138,7 +140,7 @@ class Worker:
         self.executor = Executor(
             handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
-            crash_limit=limits.crash_limit,
+            crash_limit=limits.crash_limit, hide=hide,
         )  # fmt: skip
 
     # -- lifecycle

@@ -42,14 +42,14 @@ class Records:
         return self.allowed
 
 
-def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0) -> Executor:
+def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0, hide=str) -> Executor:
     handlers = {"a": make_handler("a", function, retries=retries)}
 
     async def no_agents(*_: Any) -> None: ...
 
     return Executor(
         handlers, store=store, wire=None, runner=no_agents, worker="w", queue="q",
-        timeout=timeout, idle_timeout=idle_timeout, threads=4, crash_limit=2,
+        timeout=timeout, idle_timeout=idle_timeout, threads=4, hide=hide, crash_limit=2,
     )  # fmt: skip
 
 
@@ -225,3 +225,15 @@ def test_limits_are_told_apart():
     assert job.overdue(job.begun + 1e9) is None
     job.deadline = job.begun + 5
     assert "time limit" in str(job.overdue(job.begun + 6))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("key sesame refused"), Fatal("key sesame refused"), RetryLater(1, "sesame")]
+)
+async def test_known_secrets_are_out_of_an_error_before_it_reaches_redis_or_the_store(error):
+    store = Records()
+    hide = lambda text: text.replace("sesame", "***")  # noqa: E731
+    outcome = await executor(handler(error), store=store, hide=hide).execute(running(opts={"attempts": 2}))
+    assert "***" in outcome.reason
+    assert "sesame" not in repr(outcome)
+    assert "sesame" not in repr(store.runs)
