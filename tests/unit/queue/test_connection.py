@@ -62,7 +62,7 @@ async def test_a_wrong_password_is_named_without_being_shown():
 
 
 async def test_nobody_there_is_unreachable_and_says_where():
-    with pytest.raises(RedisUnreachable, match="127.0.0.1:1"):
+    with pytest.raises(RedisUnreachable, match=r"127\.0\.0\.1:1"):
         await Link(parse_redis_url("redis://:sesame@127.0.0.1:1/0"), "test").start()
 
 
