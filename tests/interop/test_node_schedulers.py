@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from shared_queue import Queue
 from oxherd.clock import wall_ms
 from oxherd.context import Context
 from oxherd.queue.schedule import next_match
+from oxherd.telemetry.events import ScheduleFailed, attach
 
 
 async def work(ctx: Context, payload: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +97,18 @@ async def test_a_repeatable_job_of_old_is_repeated_until_its_limit(queue: Queue)
     assert {one.args["returnvalue"]["n"] for one in done} == {1}
     await asyncio.sleep(0.15)
     assert await queue.counts() == {"completed": 3}
+
+
+async def test_a_repeatable_job_from_before_version_5_runs_and_its_end_is_told(queue: Queue) -> None:
+    told: list[ScheduleFailed] = []
+    detach = attach(told.append, ScheduleFailed)
+    repeat = {"count": 1, "pattern": "* * * * *"}
+    job_id = await queue.add("work", jobId="repeat:0123456789abcdef:1795453240500")
+    await queue.raw("HSET", queue.keys.job(job_id), "rjk", "work::::* * * * *", "opts", json.dumps({"repeat": repeat}))
+    await queue.work(work=work)
+    await queue.finish(job_id)
+    detach()
+    assert [(one.scheduler, "before version 5" in one.error) for one in told] == [("work::::* * * * *", True)]
 
 
 async def test_a_scheduler_that_starts_later_waits_until_then(queue: Queue) -> None:

@@ -158,6 +158,29 @@ async def test_a_node_worker_runs_our_flow_from_the_leaves_up(queue: Queue, open
     assert sorted(leaf["data"]["n"] for leaf in middle["children"].values()) == [0, 1]
 
 
+@pytest.mark.parametrize("opts", [{}, {"delay": 60_000}, {"priority": 1}], ids=["plain", "delay", "priority"])
+async def test_our_flow_waits_for_all_its_children_though_one_was_done_before(
+    queue: Queue, opts: dict[str, Any]
+) -> None:
+    await queue.node("work", queue.name)
+    await queue.finish(await queue.producer.add("work", jobId="done"))
+    children = [NewJob("work", opts={"jobId": "done"}), NewJob("work", opts={"delay": 200})]
+    root = await queue.producer.add_flow(NewJob("work", {"children": True}, {"jobId": "p", **opts}, children))
+    assert await queue.on_job(root, "getState") == "waiting-children"
+    assert (await queue.on_job(root, "getDependenciesCount"))["unprocessed"] == 1
+    if "delay" not in opts:
+        assert len((await queue.finish(root))["value"]["children"]) == 2
+
+
+async def test_our_flow_starts_its_parent_at_once_where_all_its_children_were_done_before(queue: Queue) -> None:
+    await queue.node("work", queue.name)
+    await queue.finish(await queue.producer.add("work", jobId="done"))
+    root = await queue.producer.add_flow(
+        NewJob("work", {"children": True}, children=[NewJob("work", opts={"jobId": "done"})])
+    )
+    assert len((await queue.finish(root))["value"]["children"]) == 1
+
+
 @pytest.mark.parametrize("opts", [{}, {"attempts": 2, "priority": 3}], ids=["plain", "with options"])
 @pytest.mark.parametrize(
     "repeat",

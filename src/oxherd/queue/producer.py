@@ -159,6 +159,8 @@ class Producer:
         commands = [self._command(NewJob(node.name, node.data, opts), keys, is_parent=bool(node.children))]
         for child in node.children:
             commands += self._flow(child, (keys, opts["jobId"]))[0]
+        if node.children:
+            commands.append(_park(keys, opts["jobId"]))
         return commands, opts["jobId"]
 
     def _command(self, job: NewJob, k: Keys, *, is_parent: bool = False) -> tuple[Any, ...]:
@@ -268,6 +270,14 @@ def _arguments(name: str, opts: Mapping[str, Any], keys: Keys, now: int) -> byte
         ]
     )
     return packed
+
+
+def _park(k: Keys, job_id: str) -> tuple[Any, ...]:
+    open_children = k.job(job_id) + b":dependencies"
+    return (
+        script("parkParent"), open_children, k.wait, k.paused, k.prioritized, k.delayed, k.waiting_children, job_id,
+        wall_ms(),
+    )  # fmt: skip
 
 
 def _added(reply: Any, name: str) -> str:

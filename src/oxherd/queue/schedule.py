@@ -135,6 +135,8 @@ async def make_next(link: Link, k: Keys, job: Job) -> str | None:
     repeat = job.opts.get("repeat")
     if job.scheduler is None or not isinstance(repeat, dict):
         return None
+    if not job.id.startswith(f"repeat:{job.scheduler}:"):
+        raise PayloadInvalid("it was made by a BullMQ before version 5: make a job scheduler in its place")
     now = max(wall_ms(), int(job.opts.get("prevMillis") or 0))
     count = int(repeat.get("count") or 0) + 1
     pattern = repeat.get("pattern")
