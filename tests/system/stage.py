@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -174,15 +175,17 @@ class Stage:
         """Wait until the queue's stream has shown this event of a job so often."""
         await self.stream.news.until(lambda: self.stream.by_job.get(job_id, []).count(event) >= count, within)
 
-    async def settle_ledger(self, *job_ids: str, completed: int | None = None, failed: int = 0) -> None:
+    async def settle_ledger(
+        self, *job_ids: str, completed: int | None = None, failed: int = 0, delayed: int = 0
+    ) -> None:
         """Every job finished exactly once, none is anywhere else, and nothing is left behind."""
         completed = len(job_ids) - failed if completed is None else completed
         await self.finished(*job_ids, within=20.0)
         twice = {one: how for one in job_ids if len(how := self.stream.finishes(one)) != 1}
         assert not twice, f"finished more than once: {twice}"
         counts = await self.admin.counts()
-        there = {state: count for state, count in counts.items() if count}
-        assert there == {state: count for state, count in (("completed", completed), ("failed", failed)) if count}
+        expected = {"completed": completed, "failed": failed, "delayed": delayed}
+        assert +Counter(counts) == +Counter(expected)
         assert await self.link.call(b"KEYS", self.keys.base + b"*:lock") == []
 
     async def job(self, job_id: str) -> dict[str, Any]:

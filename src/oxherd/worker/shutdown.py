@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from oxherd.clock import mono
 from oxherd.worker.executor import TASKS, THREADS
@@ -92,5 +94,17 @@ def print_stacks() -> None:
     tasks = asyncio.all_tasks()
     sys.stderr.write(f"--- {len(tasks)} tasks ---\n")
     for task in sorted(tasks, key=lambda task: task.get_name()):
-        task.print_stack(file=sys.stderr)
+        sys.stderr.write(task.get_name() + "\n" + "".join(_stack(task)))
     sys.stderr.flush()
+
+
+def _stack(task: asyncio.Task[Any]) -> list[str]:
+    """A task's whole stack. Its own `print_stack` ends at the first `await`, before anything of interest."""
+    waits_in: Any = task.get_coro()
+    lines: list[str] = []
+    while waits_in is not None:
+        frame = getattr(waits_in, "cr_frame", None) or getattr(waits_in, "gi_frame", None)
+        if frame is not None:
+            lines += traceback.format_list(traceback.extract_stack(frame, limit=1))
+        waits_in = getattr(waits_in, "cr_await", None) or getattr(waits_in, "gi_yieldfrom", None)
+    return lines
