@@ -16,6 +16,7 @@ from shared_queue import Queue
 from oxherd.clock import mono, wall_ms
 from oxherd.context import Context
 from oxherd.embedded.valkey import Valkey
+from oxherd.queue.producer import NewJob
 from oxherd.worker.worker import Limits
 
 VICTIM = Path(__file__).with_name("victim.py")
@@ -73,6 +74,33 @@ async def test_the_queue_s_own_concurrency_holds_across_both(queue: Queue) -> No
             running += (one.name == "active") - (one.name == "completed")
             most = max(most, running)
     assert most == 2
+
+
+async def test_no_job_is_lost_while_node_pauses_and_resumes_all_the_time(queue: Queue) -> None:
+    async def second_time(ctx: Context, payload: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0.002)
+        if ctx.attempt == 1:
+            raise RuntimeError("again")
+        return payload
+
+    async def flicker() -> None:
+        while True:
+            for method in ("pause", "resume"):
+                await queue.call(method)
+                await asyncio.sleep(0.02)
+
+    await queue.work(work=second_time)
+    await queue.node("work", queue.name, {"concurrency": 3})
+    flickering = asyncio.create_task(flicker())
+    for n in range(20):
+        await queue.producer.add_bulk([NewJob("work", {"sleep": 2, "n": n}, {"attempts": 2}) for _ in range(5)])
+        await queue.add("work", {"n": n}, attempts=2, delay=10)
+    await asyncio.sleep(0.5)
+    flickering.cancel()
+    await asyncio.gather(flickering, return_exceptions=True)
+    await queue.call("resume")
+    await queue.event("completed", times=120)
+    assert await queue.counts() == {"completed": 120}
 
 
 async def test_attempts_are_counted_across_both(queue: Queue) -> None:

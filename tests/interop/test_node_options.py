@@ -65,7 +65,7 @@ async def test_a_delayed_job_starts_when_it_is_due(queue: Queue) -> None:
     await queue.work(later=later)
     added = wall_ms()
     await queue.add("later", delay=300)
-    assert 300 <= await started - added < 500
+    assert 300 <= await started - added < 800
 
 
 async def test_an_idle_worker_notices_that_a_delay_is_cut_short(queue: Queue) -> None:
@@ -130,7 +130,7 @@ async def test_a_failed_attempt_is_repeated_after_the_pause_asked_for(
     starts = await starts_of(queue, attempts=3, **({"backoff": backoff} if backoff else {}))
     assert len(starts) == 3
     for gap, pause in zip(gaps(starts), pauses, strict=True):
-        assert pause <= gap < pause + 120
+        assert pause <= gap < pause + 200
 
 
 @pytest.mark.parametrize("kind", ["fixed", "exponential"])
@@ -138,7 +138,7 @@ async def test_jitter_shortens_the_pause_by_its_share_at_most(queue: Queue, kind
     starts = await starts_of(queue, attempts=4, backoff={"type": kind, "delay": 50, "jitter": 0.5})
     most = [50, 50, 50] if kind == "fixed" else [50, 100, 200]
     for gap, longest in zip(gaps(starts), most, strict=True):
-        assert longest // 2 <= gap < longest + 120
+        assert longest // 2 <= gap < longest + 200
 
 
 @pytest.mark.parametrize("opts", [{}, {"attempts": 0}, {"attempts": 1}], ids=str)
