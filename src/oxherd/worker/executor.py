@@ -339,6 +339,13 @@ class _RunJournal:
             raise LeaseLost(f"a later attempt of job {job.id} has begun")
 
 
+class _Told(JobCancelled):
+    """JobCancelled as it can be raised in another thread: from its class alone."""
+
+    def __init__(self) -> None:
+        super().__init__("told to stop")
+
+
 class _Thread:
     """A plain handler in a thread, which can be interrupted between two of its bytecodes."""
 
@@ -372,6 +379,6 @@ class _Thread:
         with self._lock:
             if self._ident is None:
                 return False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(JobCancelled))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(_Told))
             first, self._told = not self._told, True
             return first
