@@ -57,13 +57,13 @@ class Admin:
         return "wait" if state == "waiting" else state
 
     async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
-        """Jobs of one state, the next to run or the newest finished first."""
+        """Jobs of one state, the next to run or the newest finished first; `limit` 0 is all there are."""
         ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
         places = ("wait", "paused") if state == State.WAIT else (state,)  # a BullMQ v5 pause parks them in `paused`
         reply = await self._link.run(
             script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, *places
         )
-        found = [entry for group in reply for entry in group][:limit]
+        found = [entry for group in reply for entry in group][: limit or None]
         return [{**_view(text_of(job_id), fields), "state": state} for job_id, fields in found]
 
     async def retry(self, job_id: str) -> None:
