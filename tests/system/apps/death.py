@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 
@@ -14,9 +13,17 @@ from oxherd.queue.scripts import script
 from oxherd.telemetry.events import JobStarted, attach
 
 
+def is_due(point: str) -> bool:
+    return bool(witness.redis.delete(f"kill:{os.getpid()}:{point}"))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def maybe(point: str) -> None:
-    if witness.redis.delete(f"kill:{os.getpid()}:{point}"):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if is_due(point):
+        die()
 
 
 settle = Consumer.settle
@@ -32,11 +39,11 @@ async def settle_or_die(self, job, outcome, *, fetch):
 
 def flush_or_die(self):
     written = b"".join(self._out)
-    flush(self)
     for point, sha in (("finish-sent", FINISH), ("fetch-sent", FETCH)):
-        if sha in written and b"EVALSHA" in written:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, loop.call_soon, maybe, point)  # a few ticks later the socket has it
+        if b"EVALSHA" in written and sha in written and is_due(point):
+            os.write(self._transport.get_extra_info("socket").fileno(), written)  # sent, and not a moment longer
+            die()
+    flush(self)
 
 
 Consumer.settle = settle_or_die
