@@ -258,6 +258,7 @@ class Executor:
     async def _recorded(self, store: Store, running: Running, outcome: Outcome) -> Outcome:
         tenant = running.context.tenant if running.context else None
         status = STATUS[type(outcome)]
+        running.recorded = True  # a note that it runs must not come after this
         try:
             written = await store.record(self._record(running, status, tenant=tenant, outcome=outcome))
         except Fatal as error:  # the database can't hold this result, now or ever
