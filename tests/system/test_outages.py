@@ -16,7 +16,7 @@ from stage import Stage, eventually
 
 from oxherd.context import Context
 from oxherd.embedded.valkey import Valkey
-from oxherd.errors import RetryLater
+from oxherd.errors import RetryLater, WaitForChildren
 from oxherd.queue.scripts import script
 from oxherd.telemetry.events import JobEnded, JobStarted, LeaseWasLost, RedisBack, RedisLost, RedisRefusedCommand
 from oxherd.worker.worker import Worker
@@ -123,6 +123,28 @@ async def test_a_retry_whose_reply_was_lost_and_that_was_fetched_in_the_same_bre
     await stage.settle_ledger(job)
     assert effects.ran[job] == 2
     assert (await stage.job(job))["stalled"] == 0
+
+
+async def test_what_a_handler_asks_of_the_queue_survives_a_lost_reply(stage: Stage, proxy: Proxy, effects: Effects):
+    async def parent(ctx: Context, payload: dict[str, Any]) -> Any:
+        done = await ctx.children()
+        if not done:
+            for what in ("updateProgress", "addLog", "addStandardJob"):
+                proxy.lose_reply(script(what).sha)
+            await ctx.progress(50)
+            await ctx.log("a line")
+            await ctx.spawn("ok", {"n": 1})
+            raise WaitForChildren
+        return list(done.values())
+
+    await stage.worker({"parent": parent, "ok": effects.ok}, url=proxy.url)
+    job = await stage.add("parent")
+    assert await stage.finished(job) == ["completed"]
+    shown = await stage.job(job)
+    assert shown["returnvalue"] == [{"n": 1}]
+    assert shown["progress"] == 50
+    assert "a line" in shown["logs"]
+    assert list(effects.ran.values()) == [1]
 
 
 async def test_many_jobs_over_a_network_that_is_cut_all_the_time(stage: Stage, proxy: Proxy, effects: Effects):

@@ -17,7 +17,7 @@ import ssl
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import hiredis
 
@@ -26,6 +26,8 @@ from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.scripts import Script, script
 from oxherd.settings import RedisTarget
 from oxherd.telemetry.events import InternalFault, RedisBack, RedisLost, RedisRefusedCommand, emit
+
+T = TypeVar("T")
 
 CHUNK = 32  # commands in one write at most
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -223,6 +225,25 @@ async def _log_in(connection: Connection, target: RedisTarget, name: str) -> Non
         raise results[-1]
 
 
+async def insist_on(act: Callable[[], Awaitable[T]]) -> T:
+    """Do something that may safely be done twice, until Redis takes it.
+
+    Raises:
+        RedisRefused: it refused for a reason that will not pass.
+    """
+    pause = BACKOFF[0]
+    while True:
+        try:
+            return await act()
+        except RedisUnreachable:
+            pass
+        except RedisRefused as error:
+            if error.code not in PASSING:
+                raise
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(pause * 2, BACKOFF[1])
+
+
 class Link:
     """A connection that comes back: reconnects with jittered backoff for as long as it is open.
 
@@ -330,17 +351,7 @@ class Link:
 
     async def insist(self, loaded: Script, *args: bytes | str | float) -> Any:
         """Run a script that may safely run twice, until Redis takes it."""
-        pause = BACKOFF[0]
-        while True:
-            try:
-                return await self.run(loaded, *args)
-            except RedisUnreachable:
-                pass
-            except RedisRefused as error:
-                if error.code not in PASSING:
-                    raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, BACKOFF[1])
+        return await insist_on(lambda: self.run(loaded, *args))
 
     def drop(self, *, quietly: bool = False) -> None:
         """Break the connection on purpose; it is made again. `quietly`: this is routine, tell nobody."""

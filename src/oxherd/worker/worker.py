@@ -16,6 +16,7 @@ from oxherd.codec import decode, encode
 from oxherd.context import AgentRunner
 from oxherd.errors import JobCancelled, LeaseLost, OxherdError, RedisRefused, RedisUnreachable
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.queue.connection import insist_on
 from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
@@ -494,18 +495,27 @@ class Worker:
 
     async def add_log(self, job: Job, text: str) -> None:
         """Append to a job's log, keeping as many lines as its producer asked for."""
-        k = self.keys
-        await self.consumer.link.run(
-            script("addLog"), k.job(job.id), k.job(job.id) + b":logs", job.id, text, job.opts.get("kl") or ""
+        k, asked = self.keys, job.opts.get("kl")
+        keep = asked if isinstance(asked, int) else ""
+        # Where the reply is lost the line may appear twice: better than none, or than an error in the handler.
+        await self.consumer.link.insist(
+            script("addLog"),
+            k.job(job.id),
+            k.job(job.id) + b":logs",
+            job.id,
+            text,
+            keep if isinstance(keep, int) else "",
         )
 
     async def children_values(self, job: Job) -> dict[str, Any]:
         """Results of a job's finished children by key."""
-        flat = await self.consumer.link.call(b"HGETALL", self.keys.job(job.id) + b":processed")
+        link, processed = self.consumer.link, self.keys.job(job.id) + b":processed"
+        flat = await insist_on(lambda: link.call(b"HGETALL", processed))
         pairs = iter(flat)
         return {key.decode(): decode(value) for key, value in zip(pairs, pairs, strict=True)}
 
     async def add_child(self, job: Job, child_id: str, name: str, data: Any, opts: dict[str, Any]) -> str:
-        """Add a child of a running job."""
+        """Add a child of a running job; its id makes it safe to repeat."""
         parent = {"id": job.id, "queue": self.keys.qualified}
-        return await Producer(self.consumer.link, self.keys).add(name, data, **opts, jobId=child_id, parent=parent)
+        producer = Producer(self.consumer.link, self.keys)
+        return await insist_on(lambda: producer.add(name, data, **opts, jobId=child_id, parent=parent))
