@@ -19,6 +19,13 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   ├── StoreRefused        the database can't hold a row for what is in it
     │   ├── StepRepeated        the same step name twice in one run
     │   ├── Quarantined         the job keeps killing its workers
+    │   ├── VaultError          a credential or a sealed field can't be had
+    │   │   ├── NoCredential    the tenant has none of that name
+    │   │   ├── NotAnEnvelope   the text is no envelope, or one of a later format
+    │   │   ├── Truncated       its end is missing
+    │   │   ├── Tampered        it was changed, or is bound to another tenant, name or place
+    │   │   ├── WrongKey        it was sealed with another key than the one given
+    │   │   └── UnknownKey      it was sealed with a key that is not in the ring
     │   └── AgentError          an agent's run can't go on
     │       ├── UnknownAgent    no agent has that name
     │       ├── ModelRefused    the model's provider refused the call, and would again
@@ -146,6 +153,34 @@ class StepRepeated(Fatal):
 
 class Quarantined(Fatal):
     """The job was taken out of circulation because its workers keep dying while they run it."""
+
+
+class VaultError(Fatal):
+    """A credential or a sealed field can't be had."""
+
+
+class NoCredential(VaultError):
+    """The tenant has no credential of that name."""
+
+
+class NotAnEnvelope(VaultError):
+    """The text is no envelope, or one of a format that this release does not know."""
+
+
+class Truncated(VaultError):
+    """The end of an envelope is missing."""
+
+
+class Tampered(VaultError):
+    """An envelope was changed after it was sealed, or is bound to another tenant, name or place."""
+
+
+class WrongKey(VaultError):
+    """An envelope was sealed with another key than the one it was to be opened with."""
+
+
+class UnknownKey(VaultError):
+    """An envelope was sealed with a key that is not in the ring; or no key is configured at all."""
 
 
 class AgentError(Fatal):

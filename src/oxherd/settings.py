@@ -177,6 +177,24 @@ def parse_key(text: str) -> Secret:
     return Secret(text)
 
 
+def parse_keys(text: str) -> tuple[Secret, ...]:
+    """Check each of the comma-separated keys.
+
+    Raises:
+        ValueError: naming every one that is no key by its place.
+    """
+    keys, faults = [], []
+    parts = [part for each in text.split(",") if (part := each.strip())]
+    for place, part in enumerate(parts, 1):
+        try:
+            keys.append(parse_key(part))
+        except ValueError as fault:
+            faults.append(f"key {place} of {len(parts)} {fault}")
+    if faults:
+        raise ValueError(f"must hold keys only: {'; '.join(faults)}")
+    return tuple(keys)
+
+
 def _secret(text: str) -> Secret:
     return Secret(text)
 
@@ -268,6 +286,10 @@ TABLE: tuple[Variable, ...] = (
         "Encrypts customers' credentials; checked at start where it is set.", "",
     ),
     Variable(
+        "ENCRYPTION_KEYS_PREVIOUS", "base64, 32 bytes each, comma-separated", parse_keys, "", True, "nobody",
+        "Keys that ENCRYPTION_KEY replaced: what they sealed can be opened until `oxherd credentials rewrap` is done.",
+    ),
+    Variable(
         "OPENROUTER_API_KEY", "text", _secret, None, True,
         "agents, unless OPENROUTER_BASE_URL points elsewhere",
         "The key that model calls are made and paid with.", "sk-or-v1-your-key",
@@ -339,6 +361,7 @@ class Settings:
     supabase_url: str | None
     supabase_service_role_key: Secret | None
     encryption_key: Secret | None
+    encryption_keys_previous: tuple[Secret, ...]
     openrouter_api_key: Secret | None
     openrouter_base_url: str
     job_queue_name: str
@@ -364,6 +387,7 @@ class Settings:
         """Every secret value, and the passwords inside URLs, so that logs can hide them."""
         values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
         values += [getattr(self.redis_url, "password", None), *_passwords(self.database_url)]
+        values += self.encryption_keys_previous
         return tuple(value for value in values if isinstance(value, Secret))
 
 
@@ -421,6 +445,8 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
             "DATABASE_URL (or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY) is missing: runs would not be "
             "recorded; set one, or start with --no-store to accept that"
         )
+    if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
+        missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")
@@ -434,7 +460,9 @@ def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict
         variables: values of the table's variables.
         inherit: whether those that are not given are this process's own; otherwise they are unset.
     """
-    inherited = {name: value for name, value in os.environ.items() if inherit or name not in {row.name for row in TABLE}}
+    inherited = {
+        name: value for name, value in os.environ.items() if inherit or name not in {row.name for row in TABLE}
+    }
     return inherited | variables
 
 
