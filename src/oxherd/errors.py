@@ -6,7 +6,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   └── AppImportError          `--app module:herd` could not be loaded                           2
 ├── Unreachable                 a service did not answer                                          3
 │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
-│   └── StoreUnreachable        Postgres or Supabase did
+│   ├── StoreUnreachable        Postgres or Supabase did
+│   └── ModelUnreachable        the model service stayed away or overloaded for hours
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── JobNotFound                 no job with that id on the queue                                  1
@@ -32,6 +33,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │       ├── OutputInvalid   the answer never took the form that was asked for
     │       └── BudgetExceeded  the run reached its cap on steps or money
     ├── RetryLater              try again after `seconds`; no attempt is spent
+    │   └── OutOfCredit         the model service wants to be paid first; workers close their intake gate
     ├── WaitForChildren         park the job until its children have finished
     ├── JobTimeout              the total or idle time limit passed
     ├── JobCancelled            somebody cancelled the job
@@ -93,6 +95,10 @@ class RedisUnreachable(Unreachable):
 
 class StoreUnreachable(Unreachable):
     """The database refused, timed out or dropped the connection."""
+
+
+class ModelUnreachable(Unreachable):
+    """The model service stayed away, or overloaded, over many delays of the job; this costs an attempt."""
 
 
 class RedisRefused(OxherdError):
@@ -214,6 +220,15 @@ class RetryLater(JobError):
     def __init__(self, seconds: float, reason: str = "asked to be retried later") -> None:
         super().__init__(reason)
         self.seconds = seconds
+
+
+class OutOfCredit(RetryLater):
+    """The model service wants to be paid before it goes on. Every job would meet this: workers close the intake gate.
+
+    Parameters:
+        seconds: until the job is run again.
+        reason: what the service said, and where to pay.
+    """
 
 
 class WaitForChildren(JobError):

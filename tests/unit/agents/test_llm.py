@@ -13,6 +13,7 @@ from fakes.openrouter import KEY, PRICE, Drops, Refuses, answer, calls, publishe
 from oxherd.agents import LLM
 from oxherd.agents import llm as llm_module
 from oxherd.agents.chat import Request
+from oxherd.agents.llm import Timeouts
 from oxherd.errors import ModelRefused, RetryLater
 from oxherd.settings import Secret
 
@@ -150,8 +151,7 @@ async def test_a_service_that_is_not_there_delays_the_job(pauses):
 
 
 async def test_a_service_that_does_not_answer_in_time_delays_the_job_without_asking_twice(fake, pauses, monkeypatch):
-    monkeypatch.setattr(llm_module, "TOTAL_TIMEOUT", 0.05)
-    llm = LLM(fake.url, Secret(KEY), openrouter=True, sleep=noted(pauses))
+    llm = LLM(fake.url, Secret(KEY), openrouter=True, sleep=noted(pauses), timeouts=Timeouts(total=0.05))
 
     release = asyncio.Event()
 
