@@ -51,7 +51,7 @@ class Step:
         key: its name, unique within the run.
         inputs: BLAKE2b of its arguments, hex, to notice a changed program.
         output: its result as JSON.
-        kind: step, model or tool.
+        kind: step, model, tool, or agent: which version of an agent the run uses.
         usage: what it cost, or None where it is not a paid call.
         attempt: the fencing number of the attempt that ran it.
         started_at: wall ms.

@@ -45,7 +45,14 @@ class Run:
     finish_reason: str | None = None
 
 
-async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm: LLM) -> Run:  # noqa: A002
+async def run_agent(
+    ctx: Context,
+    agent: Agent,
+    input: str | list[Message],  # noqa: A002  the field's word
+    llm: LLM,
+    *,
+    scope: str | None = None,
+) -> Run:
     """Run an agent to its answer.
 
     Parameters:
@@ -53,6 +60,7 @@ async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm:
         agent: the definition.
         input: text, or chat messages.
         llm: the model service.
+        scope: the prefix of its steps, from `ctx.scope`; one by the agent's name when left out.
 
     Raises:
         PayloadInvalid: the input is neither.
@@ -61,7 +69,7 @@ async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm:
         AgentError: tools kept failing.
         ModelRefused, RetryLater: see `LLM.chat`.
     """
-    return await _Loop(ctx, agent, llm, opening(agent, input)).run()
+    return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name)).run()
 
 
 def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
@@ -80,12 +88,12 @@ def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
 class _Loop:
     """The state of one run."""
 
-    def __init__(self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message]) -> None:
+    def __init__(self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message], scope: str) -> None:
         self._ctx = ctx
         self._agent = agent
         self._llm = llm
         self._run = Run(agent=agent.name, messages=messages)
-        self._scope = ctx.scope(agent.name)
+        self._scope = scope
         self._tool_calls = 0
         self._faults = 0
         self._repairs = 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from oxherd.context import Step
 
@@ -64,6 +64,49 @@ class Begun:
     steps: Sequence[Step]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptAgent:
+    """An agent that the product's app keeps in the `agents` table, as it was in one of its versions.
+
+    Attributes:
+        version: counts the edits, from 1.
+        definition: see `Agent.inline`.
+    """
+
+    version: int
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRow:
+    """One credential as it is stored: sealed.
+
+    Attributes:
+        tenant: whose it is, empty for nobody's in particular.
+        name: what handlers call it.
+        envelope: the sealed value.
+        key_id: which key sealed it.
+        created_at, updated_at: wall ms; updated when a value is put, not when it gets another key.
+    """
+
+    tenant: str
+    name: str
+    envelope: str
+    key_id: str
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """An envelope to replace, if it is still the one that was read."""
+
+    tenant: str
+    name: str
+    old: str
+    new: str
+
+
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -99,8 +142,50 @@ class Store(Protocol):
                 counters reset (a low fence, but started after the run had ended) from a worker that lost its lease.
         """
 
-    async def agent(self, name: str) -> dict[str, object] | None:
-        """The definition of an agent that the product's app keeps in the `agents` table, or None. Waits while away."""
+    async def agent(self, name: str, version: int | None = None) -> KeptAgent | None:
+        """An agent that the product's app keeps in the `agents` table, or None. Waits while away.
+
+        Parameters:
+            name: the agent's.
+            version: one that it had, deleted or not; as it is now when left out.
+        """
+
+    async def put_credential(self, tenant: str, name: str, envelope: str) -> bool:
+        """Store an envelope in place of any that is there; whether there was none.
+
+        Raises:
+            StoreRefused: it is no envelope, or a text can't be stored.
+            StoreUnreachable: as all that follow here.
+        """
+
+    async def get_credential(self, tenant: str, name: str) -> str | None:
+        """One envelope, or None."""
+
+    async def remove_credential(self, tenant: str, name: str) -> bool:
+        """Forget one; whether it was there."""
+
+    async def list_credentials(
+        self,
+        *,
+        limit: int,
+        after: tuple[str, str] | None = None,
+        tenant: str | None = None,
+        but_key: str | None = None,
+    ) -> list[CredentialRow]:
+        """A page in the order of tenant and name.
+
+        Parameters:
+            limit: how many.
+            after: tenant and name of the last one on the page before.
+            tenant: of this one only.
+            but_key: those that another key than this one sealed.
+        """
+
+    async def count_credentials(self) -> dict[str, int]:
+        """How many each key sealed, by the key's id."""
+
+    async def swap_credentials(self, swaps: Sequence[Swap]) -> int:
+        """Replace envelopes that are still the ones that were read; how many. None may be there twice."""
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people; None where there is none. Raises StoreUnreachable.
