@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from oxherd import __version__
 from oxherd.clock import mono
-from oxherd.errors import AppImportError, RedisRefused, RedisUnreachable, UsageError
+from oxherd.errors import AppImportError, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
@@ -130,7 +131,7 @@ class Service:
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
-            store=store, runner=self._agents.run, limits=limits or limits_of(settings),
+            store=store, runner=self._gated(self._agents.run), limits=limits or limits_of(settings),
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)
@@ -139,9 +140,27 @@ class Service:
 
     def _built_in(self) -> dict[str, Handler]:
         return {
-            "agent.run": make_handler("agent.run", self._agents.handle),
+            "agent.run": make_handler("agent.run", self._gated(self._agents.handle)),
             "oxherd.echo": make_handler("oxherd.echo", echo),
         }
+
+    def _gated(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """`run`, but when nobody pays the model service any more, jobs wait in the queue instead of failing in turn."""
+
+        @functools.wraps(run)
+        async def gated(*args: Any) -> Any:
+            try:
+                return await run(*args)
+            except OutOfCredit as error:
+                await self._close_gate(f"no credit for model calls: {error}; then: oxherd gate open")
+                raise
+
+        return gated
+
+    async def _close_gate(self, reason: str) -> None:
+        if self.worker.gate is None:
+            with contextlib.suppress(RedisUnreachable, RedisRefused):  # the next job to meet this tries again
+                await Admin(self.worker.consumer.link, self.worker.keys).close_gate(reason)
 
     async def start(self) -> None:
         """Start everything; a failure stops what was started and is raised.

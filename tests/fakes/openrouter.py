@@ -220,12 +220,15 @@ class FakeOpenRouter:
                 return web.Response(body=reply, content_type="application/json")
             case Streams():
                 return await self._stream(request, reply)
-            case dict() if body.get("stream"):
-                return await self._stream(request, Streams(streamed(self._billed(reply, body))))
             case dict():
-                return web.json_response(self._billed(reply, body), headers={"X-Generation-Id": self._id()})
+                return await self._answer(request, self._billed(reply, body), stream=bool(body.get("stream")))
             case _:
                 return await self._send(request, reply(body), body)
+
+    async def _answer(self, request: web.Request, reply: Body, *, stream: bool) -> web.StreamResponse:
+        if stream:
+            return await self._stream(request, Streams(streamed(reply)))
+        return web.json_response(reply, headers={"X-Generation-Id": self._id()})
 
     async def _stream(self, request: web.Request, reply: Streams) -> web.StreamResponse:
         self.bills[self._id()] = PRICE  # from the first token on, whoever leaves

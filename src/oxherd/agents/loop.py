@@ -9,12 +9,15 @@ from typing import Any
 
 from oxherd.agents.agent import Agent
 from oxherd.agents.chat import Message, Reply, Request, ToolCall
+from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
 from oxherd.agents.llm import LLM
+from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid
+from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Usage
-from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid
+from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater
 
 REPAIRS = 2  # how often a wrong answer is sent back
 TOOL_FAULTS = 5  # tool calls that may fail one after the other
@@ -67,7 +70,8 @@ async def run_agent(
         BudgetExceeded: a cap was reached before there was an answer.
         OutputInvalid: the answer did not take the agent's form.
         AgentError: tools kept failing.
-        ModelRefused, RetryLater: see `LLM.chat`.
+        ModelRefused, OutOfCredit: see `LLM.chat`.
+        RetryLater, ModelUnreachable: the same, longer each time the job comes back; past a bound it costs an attempt.
     """
     return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name)).run()
 
@@ -125,7 +129,10 @@ class _Loop:
         usage = Usage()
 
         async def call(request: Request) -> Any:
-            reply = await self._llm.chat(request)
+            try:
+                reply = await self._llm.chat(request, self._show)
+            except RetryLater as error:
+                raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
             return reply.dump()
 
@@ -136,6 +143,9 @@ class _Loop:
         run.messages.append(reply.echo())
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
+
+    def _show(self, _: Delta) -> None:
+        self._ctx.alive_at = mono()
 
     def _request(self) -> Request:
         agent = self._agent
