@@ -16,7 +16,7 @@ from postgrest_double import ANON_KEY, LEGACY_KEY, MAKE_ROLES, SECRET_KEY, Postg
 from oxherd.context import Step, Usage
 from oxherd.embedded.postgres import Postgres
 from oxherd.errors import StoreRefused, StoreUnreachable, UsageError
-from oxherd.store import KeptAgent, RunRecord, Store, Swap
+from oxherd.store import KeptAgent, RunRecord, Store
 from oxherd.store.migrate import migrate, migrations
 from oxherd.store.postgres import PostgresStore
 from oxherd.store.supabase import SupabaseStore
@@ -508,7 +508,7 @@ async def test_only_an_envelope_that_is_still_the_one_that_was_read_is_swapped(s
     for name in ("a", "b", "c"):
         await store.put_credential("acme", name, an_envelope(f"old-{name}"))
     before = await sql(url, "select updated_at from oxherd.credentials order by name")
-    swaps = [Swap("acme", name, an_envelope(f"old-{name}"), an_envelope(f"new-{name}")) for name in ("a", "b", "c")]
+    swaps = [("acme", name, an_envelope(f"old-{name}"), an_envelope(f"new-{name}")) for name in ("a", "b", "c")]
     await store.put_credential("acme", "b", an_envelope("put-meanwhile"))
     await store.remove_credential("acme", "c")
     assert await store.swap_credentials(swaps) == 1

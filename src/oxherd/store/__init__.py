@@ -97,16 +97,6 @@ class CredentialRow:
     updated_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
-    """An envelope to replace, if it is still the one that was read."""
-
-    tenant: str
-    name: str
-    old: str
-    new: str
-
-
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -159,7 +149,7 @@ class Store(Protocol):
         """
 
     async def get_credential(self, tenant: str, name: str) -> str | None:
-        """One envelope, or None."""
+        """One envelope, or None. Waits while away."""
 
     async def remove_credential(self, tenant: str, name: str) -> bool:
         """Forget one; whether it was there."""
@@ -184,8 +174,12 @@ class Store(Protocol):
     async def count_credentials(self) -> dict[str, int]:
         """How many each key sealed, by the key's id."""
 
-    async def swap_credentials(self, swaps: Sequence[Swap]) -> int:
-        """Replace envelopes that are still the ones that were read; how many. None may be there twice."""
+    async def swap_credentials(self, swaps: Sequence[tuple[str, str, str, str]]) -> int:
+        """Replace envelopes that are still the ones that were read; how many.
+
+        Parameters:
+            swaps: tenant, name, the envelope that was read, the one to replace it; none twice.
+        """
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people; None where there is none. Raises StoreUnreachable.

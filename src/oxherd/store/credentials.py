@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from oxherd.errors import StoreRefused
-from oxherd.store import CredentialRow, Swap
+from oxherd.store import CredentialRow
+from oxherd.store.journal import patiently
 
 
 class Credentials(ABC):
@@ -30,8 +31,9 @@ class Credentials(ABC):
         return bool(answer["created"])
 
     async def get_credential(self, tenant: str, name: str) -> str | None:
-        """One envelope, or None."""
-        found: str | None = (await self._requested("get_credential", {"tenant": tenant, "name": name}))["envelope"]
+        """One envelope, or None. Waits while the database is away."""
+        request = {"tenant": tenant, "name": name}
+        found: str | None = (await patiently(lambda: self._requested("get_credential", request)))["envelope"]
         return found
 
     async def remove_credential(self, tenant: str, name: str) -> bool:
@@ -54,11 +56,12 @@ class Credentials(ABC):
         """How many each key sealed, by the key's id."""
         return dict(await self._requested("count_credentials", {}))
 
-    async def swap_credentials(self, swaps: Sequence[Swap]) -> int:
+    async def swap_credentials(self, swaps: Sequence[tuple[str, str, str, str]]) -> int:
         """Replace envelopes that are still the ones that were read; how many."""
-        return int((await self._requested("swap_credentials", swaps))["swapped"])
+        rows = [dict(zip(("tenant", "name", "old", "new"), swap, strict=True)) for swap in swaps]
+        return int((await self._requested("swap_credentials", rows))["swapped"])
 
-    async def _requested(self, function: str, request: Mapping[str, Any] | Sequence[Swap]) -> Any:
+    async def _requested(self, function: str, request: Mapping[str, Any] | Sequence[Mapping[str, str]]) -> Any:
         try:
             argument = orjson.dumps(request)
         except TypeError as error:  # half a surrogate pair
