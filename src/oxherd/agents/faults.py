@@ -128,7 +128,8 @@ def lengthened(error: RetryLater, job: Job) -> OxherdError | RetryLater:
 
 def _judge(status: int, headers: Mapping[str, str], error: Mapping[str, Any], kind: str) -> Fault:
     said = str(error.get("message") or "no reason given")[:MAX_MESSAGE]
-    message = f"the model service answered {status}: {said}"
+    provider = _part(error, "metadata").get("provider_name")
+    message = f"the model service answered {status}: {said}" + (f" (from {provider})" if provider else "")
     if status == 402:
         return _of_credit(message, said)
     if _is_passing(status, error):

@@ -333,7 +333,10 @@ class _Call:
             return _complete(await self._listen(response, watch, record))
         body = await _whole(response)
         record.usage = _told_usage(body)
-        return _complete(_reply(body, response))
+        reply = _complete(_reply(body, response))
+        if self._on_delta is not None:
+            self._on_delta(Delta(reply.text, "", self._count))
+        return reply
 
     async def _listen(self, response: ClientResponse, watch: _Watch, record: Try) -> Reply:
         parser, assembly = EventParser(), Assembly(response.headers)

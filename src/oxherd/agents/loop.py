@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oxherd.agents.agent import Agent
@@ -98,6 +98,7 @@ class _Loop:
         self._llm = llm
         self._run = Run(agent=agent.name, messages=messages)
         self._scope = scope
+        self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
         self._tool_calls = 0
         self._faults = 0
         self._repairs = 0
@@ -130,7 +131,8 @@ class _Loop:
 
         async def call(request: Request) -> Any:
             try:
-                reply = await self._llm.chat(request, self._show)
+                # The session is not what the step is about: a copy of the run, in another job, is the same step.
+                reply = await self._llm.chat(replace(request, session_id=self._session), self._show)
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
@@ -161,6 +163,10 @@ class _Loop:
             response_format=None if must_call else agent.form.response_format(),
             temperature=agent.temperature,
             models=agent.models,
+            reasoning=agent.reasoning,
+            seed=agent.seed,
+            provider=agent.provider,
+            cache=agent.cache,
         )
 
     async def _use_tools(self, calls: list[ToolCall]) -> None:

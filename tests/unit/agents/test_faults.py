@@ -76,6 +76,13 @@ def test_flagged_input_and_the_providers_raw_answer_are_not_repeated():
     assert "SECRET" not in fault.message
 
 
+def test_the_provider_is_named():
+    fault = fault_of(
+        502, {}, error(502, "Provider returned error", metadata={"provider_name": "Groq", "raw": "SECRET"})
+    )
+    assert fault.message == "the model service answered 502: Provider returned error (from Groq)"
+
+
 def test_long_messages_are_cut():
     assert len(fault_of(400, {}, error(400, "x" * 10_000)).message) < 400
 

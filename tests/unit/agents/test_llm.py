@@ -260,7 +260,9 @@ async def test_a_service_that_cannot_stream_is_asked_for_whole_replies(fake, pau
 
 async def test_a_service_that_ignores_the_wish_to_stream_is_understood(fake, llm):
     fake.script(b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}')
-    assert (await llm.chat(HELLO)).text == "Hi"
+    heard = []
+    assert (await llm.chat(HELLO, heard.append)).text == "Hi"
+    assert heard == [Delta("Hi", "", 1)]
 
 
 async def test_a_connection_is_used_again_after_a_stream(fake, llm):
