@@ -27,6 +27,8 @@ from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
+from oxherd.vault.keyring import KeyRing
+from oxherd.vault.vault import Vault
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
 from oxherd.worker.worker import Limits, Worker
@@ -105,6 +107,11 @@ def build_store(settings: Settings) -> Store | None:
     return None
 
 
+def build_vault(settings: Settings, store: Store | None) -> Vault:
+    """Credentials and sealed fields; without ENCRYPTION_KEY, whoever asks for one is told so."""
+    return Vault(KeyRing.of(settings.encryption_key, settings.encryption_keys_previous), store)
+
+
 class Service:
     """A whole worker process: store, agents, worker, HTTP; started in this order, stopped in reverse.
 
@@ -131,7 +138,8 @@ class Service:
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
-            store=store, runner=self._gated(self._agents.run), limits=limits or limits_of(settings),
+            store=store, runner=self._gated(self._agents.run), vault=build_vault(settings, store),
+            limits=limits or limits_of(settings),
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
-from oxherd.errors import JobCancelled, StepRepeated
+from oxherd.errors import JobCancelled, NoCredential, StepRepeated
 from oxherd.job import Job
 
 
@@ -94,7 +94,15 @@ class Wire(Protocol):
         """Add a child of the job under that id and return it; an id that exists is left as it is."""
 
 
+class Hidden(Protocol):
+    """A value that shows as `***` wherever it is printed, logged or written as JSON (an `oxherd.settings.Secret`)."""
+
+    def reveal(self) -> str:
+        """The value itself. Call it only where the value leaves the process."""
+
+
 AgentRunner = Callable[["Context", Any, Any], Any]
+Credentials = Callable[[str | None, str], Awaitable[Hidden]]
 
 # The step that is running, as the prefix of those inside it. Without it, what a replayed step would have named
 # inside itself would be free for others to take on the next attempt.
@@ -112,6 +120,8 @@ class Context:
 
     __slots__ = (
         "_cancelled",
+        "_credentials",
+        "_hide",
         "_journal",
         "_runner",
         "_scopes",
@@ -125,7 +135,15 @@ class Context:
     )
 
     def __init__(
-        self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None
+        self,
+        job: Job,
+        *,
+        journal: Journal,
+        wire: Wire,
+        runner: AgentRunner,
+        tenant: str | None = None,
+        credentials: Credentials | None = None,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.job = job
         self.tenant = tenant
@@ -134,6 +152,8 @@ class Context:
         self._journal = journal
         self._wire = wire
         self._runner = runner
+        self._credentials = credentials
+        self._hide = hide
         self._scopes: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._spawned = 0
@@ -240,15 +260,39 @@ class Context:
         """
         return await self._runner(self, agent, input)
 
+    async def credential(self, name: str) -> Hidden:
+        """A secret that the job's tenant keeps under that name, as it is now: `oxherd credentials put` stores them.
+
+        It is read anew each time and no step: a step's result is kept, and a kept secret would be no secret. From now
+        on the value is hidden in logs and in this job's errors.
+
+        Returns:
+            The value, hidden until `reveal()`.
+
+        Raises:
+            NoCredential: the tenant has none of that name.
+            VaultError: it can't be opened with this worker's keys.
+        """
+        self.check()
+        if self._credentials is None:
+            raise NoCredential(f"this context has no credentials, so there is no {name!r}")
+        value = await self._credentials(self.tenant, name)
+        self.alive_at = mono()
+        return value
+
+    def hide(self, text: str) -> str:
+        """The text with `***` for the job's secrets: its sealed fields, and the credentials it asked for."""
+        return self._hide(text)
+
     async def progress(self, value: float | dict[str, Any] | str) -> None:
         """Publish progress, as a number or an object; BullMQ's QueueEvents and `--wait` show it."""
         self.alive_at = mono()
         await self._wire.update_progress(self.job, value)
 
     async def log(self, text: str) -> None:
-        """Append a line to the job's log, which Bull Board and `oxherd jobs show` display."""
+        """Append a line, without the job's secrets, to its log, which Bull Board and `oxherd jobs show` display."""
         self.alive_at = mono()
-        await self._wire.add_log(self.job, text)
+        await self._wire.add_log(self.job, self.hide(text))
 
     async def children(self) -> dict[str, Any]:
         """Results of the job's finished children by their key, such as `bull:agent-jobs:42`."""

@@ -25,6 +25,7 @@ def no_agents(*_: Any) -> Any:
     raise AssertionError("this test runs no agent by ctx.run")
 
 
-def attempt_of(journal: MemoryJournal, runner: Any = no_agents) -> Context:
+def attempt_of(journal: MemoryJournal, runner: Any = no_agents, **more: Any) -> Context:
     """The context of a further attempt of the same job."""
-    return Context(Job(id="1", name="test", raw=b"{}", opts={}, token="t"), journal=journal, wire=None, runner=runner)
+    job = Job(id="1", name="test", raw=b"{}", opts={}, token="t")
+    return Context(job, journal=journal, wire=None, runner=runner, **more)

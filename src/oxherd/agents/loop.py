@@ -195,7 +195,7 @@ class _Loop:
         except JobError:
             raise  # Fatal, RetryLater and their like are meant for the worker, not for the model
         except Exception as error:  # noqa: BLE001  whatever else a tool raises, the model is told
-            return _fault(f"{type(error).__name__}: {error}")
+            return _fault(self._ctx.hide(f"{type(error).__name__}: {error}"))  # it is journaled and sent to the model
 
     def _count(self, call: ToolCall, result: Mapping[str, Any]) -> None:
         self._faults = 0 if result["ok"] else self._faults + 1

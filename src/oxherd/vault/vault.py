@@ -197,6 +197,9 @@ class Vault:
         return self._stored
 
 
+NO_VAULT = Vault(KeyRing(None), None)  # without keys and a store: whoever asks for something is told so
+
+
 def _check(name: str, value: Secret) -> None:
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UsageError(f"a credential's name has 1 to {LONGEST_NAME} printable characters")

@@ -11,15 +11,19 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import encode
-from oxherd.context import AgentRunner, Context, Step, Wire
+from oxherd.context import AgentRunner, Context, Hidden, Step, Wire
 from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, Quarantined
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
+from oxherd.settings import Secret
 from oxherd.store import RunRecord, Store
+from oxherd.telemetry import logs
+from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.handlers import Handler, find_handler, read_payload
 from oxherd.worker.retry import outcome_of
 
@@ -53,6 +57,7 @@ class Running:
         thread: the handler's thread while a plain function runs.
         recorded: whether its start is in the store.
         told_at: monotonic seconds at which the handler was last told to stop.
+        secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
     """
 
     job: Job
@@ -65,6 +70,18 @@ class Running:
     thread: _Thread | None = None
     recorded: bool = False
     told_at: float = 0.0
+    secrets: logs.Redactor | None = None
+
+    def keep_secret(self, value: Secret) -> None:
+        """Hide a value in this job's errors and log, and in all log lines."""
+        if self.secrets is None:
+            self.secrets = logs.Redactor()
+        self.secrets.learn(value)
+        logs.hide(value)
+
+    def hide(self, text: str) -> str:
+        """The text without the job's secrets."""
+        return text if self.secrets is None else self.secrets.text(text)
 
     def interrupt(self, why: JobError) -> None:
         """Stop the job; the first reason given stands, except that a lost lease overrides any.
@@ -105,6 +122,7 @@ class Executor:
         store: where runs are recorded, or None with --no-store.
         wire: progress, logs and children, for contexts.
         runner: runs agents, for contexts.
+        vault: has credentials, for contexts, and opens sealed fields.
         worker: this worker's id, for the record.
         queue: the queue's name, for the record.
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
@@ -119,6 +137,7 @@ class Executor:
         store: Store | None,
         wire: Wire,
         runner: AgentRunner,
+        vault: Vault = NO_VAULT,
         worker: str,
         queue: str,
         timeout: float,
@@ -130,6 +149,7 @@ class Executor:
         self._store = store
         self._wire = wire
         self._runner = runner
+        self._vault = vault
         self._worker = worker
         self._queue = queue
         self._timeout = timeout
@@ -156,7 +176,7 @@ class Executor:
             _refuse_deferred(running.job, self._crash_limit)
             handler = find_handler(self.handlers, running.job.name)
             retries = handler.retries
-            payload, tenant = read_payload(handler, running.job.raw)
+            payload, tenant = read_payload(handler, running.job.raw, partial(self._unseal, running))
             steps, finished = await self._claim(running, tenant)
             if finished is not None:
                 return Done(finished)
@@ -175,7 +195,16 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
-        return outcome_of(stop or error, running.job, retries=retries)
+        return outcome_of(stop or error, running.job, retries=retries, hide=running.hide)
+
+    def _unseal(self, running: Running, data: dict[str, Any], job: str, tenant: str | None) -> None:
+        for secret in self._vault.open_fields(data, job=job, tenant=tenant):
+            running.keep_secret(secret)
+
+    async def _credential(self, running: Running, tenant: str | None, name: str) -> Hidden:
+        value = await self._vault.get(tenant, name)
+        running.keep_secret(value)
+        return value
 
     async def _claim(self, running: Running, tenant: str | None) -> tuple[Sequence[Step], bytes | None]:
         job = running.job
@@ -196,6 +225,8 @@ class Executor:
             wire=self._wire,
             runner=self._runner,
             tenant=tenant,
+            credentials=partial(self._credential, running),
+            hide=running.hide,
         )
         running.context = context
         limit = self._timeout if handler.timeout is None else handler.timeout

@@ -36,6 +36,7 @@ from oxherd.telemetry.events import (
     WorkerStopped,
     emit,
 )
+from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.control import Control
 from oxherd.worker.executor import Executor, Interrupted, Running
 from oxherd.worker.handlers import Handler
@@ -91,6 +92,7 @@ class Worker:
         handlers: by job name.
         store: where runs are recorded, or None.
         runner: runs agents for handlers.
+        vault: has their credentials and opens sealed fields.
         limits: the numbers.
     """
 
@@ -102,6 +104,7 @@ class Worker:
         *,
         store: Store | None,
         runner: AgentRunner,
+        vault: Vault = NO_VAULT,
         limits: Limits,
     ) -> None:
         self.id = uuid4().hex
@@ -131,7 +134,7 @@ class Worker:
             self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit
         )
         self.executor = Executor(
-            handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
+            handlers, store=store, wire=self, runner=runner, vault=vault, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
             crash_limit=limits.crash_limit,
         )  # fmt: skip

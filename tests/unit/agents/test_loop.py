@@ -406,3 +406,16 @@ async def test_the_journal_grows_with_the_conversation_and_not_with_its_square(c
     await run_agent(ctx, support(tools.find_order, budget=Budget(steps=30)), "x" * 1000, llm)
     sizes = [len(step.output) for step in journal.steps.values() if step.kind == "model"]
     assert max(sizes) < 400
+
+
+async def test_what_a_tool_failed_with_is_told_to_the_model_without_the_jobs_secrets(attempt, fake, llm, journal):
+    @tool
+    def charge(amount: int) -> str:
+        """Charge."""
+        raise OSError(f"https://api.example/?key=sk-live-1 refused {amount}")
+
+    fake.script(calls(("charge", {"amount": 5})), says("Sorry."))
+    ctx = attempt(hide=lambda text: text.replace("sk-live-1", "***"))
+    await run_agent(ctx, support(charge), "Charge 5", llm)
+    assert b"key=*** refused 5" in journal.steps["support/tool-1-charge"].output
+    assert "sk-live-1" not in str((fake.requests, journal.steps))
