@@ -87,12 +87,14 @@ class Drops:
 class Streams:
     """A stream as it goes over the wire: bytes are sent, an event is waited for, a number is a pause in seconds.
 
-    With `cut`, the connection then breaks; otherwise the stream ends in good order.
+    With `cut`, the connection then breaks; otherwise the stream ends in good order. Only with `named` does the header
+    tell the generation's id.
     """
 
-    def __init__(self, *pieces: bytes | asyncio.Event | float, cut: bool = False) -> None:
+    def __init__(self, *pieces: bytes | asyncio.Event | float, cut: bool = False, named: bool = True) -> None:
         self.pieces = pieces
         self.cut = cut
+        self.named = named
 
 
 Answer = Body | Refuses | Drops | Streams | bytes | Callable[[Body], Any]
@@ -232,7 +234,8 @@ class FakeOpenRouter:
 
     async def _stream(self, request: web.Request, reply: Streams) -> web.StreamResponse:
         self.bills[self._id()] = PRICE  # from the first token on, whoever leaves
-        response = web.StreamResponse(headers={"X-Generation-Id": self._id(), "Content-Type": "text/event-stream"})
+        named = {"X-Generation-Id": self._id()} if reply.named else {}
+        response = web.StreamResponse(headers={**named, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         for piece in reply.pieces:
             match piece:

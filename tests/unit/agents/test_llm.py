@@ -273,6 +273,16 @@ async def test_a_connection_is_used_again_after_a_stream(fake, llm):
     assert sum(map(len, llm._session.connector._conns.values())) == 1
 
 
+async def test_a_connection_is_used_again_although_the_body_ends_after_the_last_event(fake, llm):
+    late = asyncio.Event()
+    fake.script(Streams(chunk({"content": "Hi"}, "stop"), DONE, late), says("Hi"))
+    loop = asyncio.get_running_loop()
+    await llm.chat(HELLO, lambda _: loop.call_later(0.02, late.set))
+    await llm.chat(HELLO)
+    assert sum(map(len, llm._session.connector._conns.values())) == 1
+    assert not fake.hung_up.is_set()
+
+
 async def test_a_stream_that_is_left_open_behind_its_end_holds_nobody_up(fake, llm, monkeypatch):
     monkeypatch.setattr(llm_module, "LINGER", 0.01)
     never = asyncio.Event()
@@ -348,6 +358,13 @@ async def test_every_try_is_accounted_for_and_those_in_doubt_have_their_generati
     # What the service charged is what the tries and the records of those in doubt say.
     settled = (await llm.generation(cut.id)).usage.cost_usd + answered.usage.cost_usd
     assert settled + PRICE == fake.bill
+
+
+async def test_without_the_header_the_generation_id_is_that_of_the_chunks(fake, llm):
+    fake.script(Streams(chunk({"content": "par"}), cut=True, named=False), says("Hi"))
+    tries = []
+    await llm.chat(HELLO, tries=tries)
+    assert tries[0].id == "gen-1"
 
 
 async def test_a_try_that_met_a_gateways_timeout_may_have_been_billed(fake, llm):

@@ -49,6 +49,7 @@ def tool(index, id=None, name=None, arguments=None, **rest) -> bytes:  # noqa: A
         (b"data:a\r\n\r\ndata:  b\r\n\r\n", [b"a", b" b"]),
         (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
+        (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
         (b": OPENROUTER PROCESSING\n\n: x\ndata: a\n\n", [b"a"]),
         (b"event: message\nid: 1\nretry: 10\ndata: a\n\n", [b"a"]),
         (b"\n\n\n", []),
@@ -60,6 +61,8 @@ def tool(index, id=None, name=None, arguments=None, **rest) -> bytes:  # noqa: A
 )
 def test_events_are_read_as_the_format_has_them(sent, events):
     assert events_of(sent) == events
+    for at in range(len(sent)):
+        assert events_of(sent[:at], sent[at:]) == events
 
 
 @given(st.lists(st.sampled_from([b"data: a", b"data:b", b": c", b"", b"\n", b"\r\n", b"\r", b"event: x"])), st.data())
