@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from fakes.openrouter import (
     event,
     published,
     says,
+    streamed,
 )
 from oxherd.agents import LLM
 from oxherd.agents import llm as llm_module
@@ -358,6 +361,47 @@ async def test_every_try_is_accounted_for_and_those_in_doubt_have_their_generati
     # What the service charged is what the tries and the records of those in doubt say.
     settled = (await llm.generation(cut.id)).usage.cost_usd + answered.usage.cost_usd
     assert settled + PRICE == fake.bill
+
+
+async def settled(llm, tries) -> Decimal:
+    """What a ledger would book for these tries."""
+    looked_up = [await llm.generation(each.id) for each in tries if each.usage is None and not each.free]
+    told = [each.usage for each in tries if each.usage is not None]
+    return sum((usage.cost_usd for usage in (*told, *(found.usage for found in looked_up))), Decimal(0))
+
+
+async def test_wherever_a_stream_is_cut_the_reply_is_whole_in_the_end_and_the_books_agree_with_the_bill(fake, llm):
+    body = calls(("find", {"q": "é"}), content="Let me see") | {"usage": {"cost": float(PRICE)}}
+    sent = streamed(body)
+    for at in range(0, len(sent), 13):
+        fake.script(Streams(sent[:at], cut=True), body)
+        tries = []
+        before = fake.bill
+        reply = await llm.chat(HELLO, tries=tries)
+        assert [(call.name, call.arguments) for call in reply.tool_calls] == [("find", '{"q": "\\u00e9"}')]
+        if len(tries) == 1:  # cut after its last event
+            assert b"[DONE]" in sent[:at]
+            fake._script.clear()
+        assert await settled(llm, tries) == fake.bill - before == PRICE * len(tries)
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_whatever_goes_wrong_the_books_agree_with_the_bill(fake, llm, seed):
+    chance = random.Random(seed)
+    sent = streamed(says("Hello there") | {"usage": {"cost": float(PRICE)}})
+    wrong = (
+        lambda: Refuses(chance.choice([429, 500, 502, 503, 529])),
+        lambda: Streams(sent[: chance.randrange(len(sent) - 20)], cut=True),
+        lambda: Streams(sent[: chance.randrange(len(sent) - 20)]),
+        lambda: Streams(chunk({"content": "par"}), event({"choices": [], "error": {"code": 502, "message": "x"}})),
+        lambda: Streams(*(bytes([byte]) for byte in sent[: chance.randrange(200)]), cut=True),
+    )
+    answers = [chance.choice(wrong)() for _ in range(chance.randrange(llm_module.TRIES + 1))]
+    fake.script(*answers[: llm_module.TRIES], *([says("Hello there")] if len(answers) < llm_module.TRIES else []))
+    tries = []
+    with contextlib.suppress(RetryLater):
+        assert (await llm.chat(HELLO, tries=tries)).text == "Hello there"
+    assert await settled(llm, tries) == fake.bill
 
 
 async def test_without_the_header_the_generation_id_is_that_of_the_chunks(fake, llm):
