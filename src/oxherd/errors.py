@@ -31,7 +31,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │       ├── UnknownAgent    no agent has that name
     │       ├── ModelRefused    the model's provider refused the call, and would again
     │       ├── OutputInvalid   the answer never took the form that was asked for
-    │       └── BudgetExceeded  the run reached its cap on steps or money
+    │       └── BudgetExceeded  the run reached its cap on steps or money, or a day's cap was reached
+    │           └── DailyCapReached  the day's cap of everything together; workers close their intake gate
     ├── RetryLater              try again after `seconds`; no attempt is spent
     │   └── OutOfCredit         the model service wants to be paid first; workers close their intake gate
     ├── WaitForChildren         park the job until its children have finished
@@ -206,7 +207,17 @@ class OutputInvalid(AgentError):
 
 
 class BudgetExceeded(AgentError):
-    """The run reached its cap on steps or money."""
+    """The run reached its cap on steps or money, or its tenant, its agent or everything together the day's.
+
+    Attributes:
+        partial: the `Run` as far as it came: its messages, its usage, and the last words as its output.
+    """
+
+    partial: object = None
+
+
+class DailyCapReached(BudgetExceeded):
+    """The day's cap of everything together was reached. Every job would meet this: workers close the intake gate."""
 
 
 class RetryLater(JobError):

@@ -27,6 +27,8 @@ insert into oxherd.runs (id, queue, job_id, name, status, fence, attempt, attemp
 insert into oxherd.steps (run_id, key, kind, inputs, output, fence, started_at, ms)
     values ('q/1@1', 'k', 'step', '', '1', 1, now(), 1);
 insert into oxherd.agents (name, definition) values ('support', '{}');
+insert into oxherd.spend (id, run_id, step, fence, agent, model, state, at)
+    values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'reserved', now());
 insert into oxherd.credentials (tenant, name, envelope) values ('acme', 'stripe', 'oxherd1.0a1b2c3d.33.x');
 """
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -64,15 +65,19 @@ class Try:
         id: the generation's; None until the service told it. `LLM.generation` finds the bill by it.
         usage: None until the service told it, and for good where the reply broke before that.
         free: whether it was certainly not billed: no connection, or refused.
+        status, headers: of the answer; 0 and empty until there is one.
     """
 
     model: str
     id: str | None = None
     usage: Usage | None = None
     free: bool = False
+    status: int = field(default=0, compare=False)
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 OnGeneration = Callable[[Try], Awaitable[None]]
+Around = Callable[[Try], AbstractAsyncContextManager[None]]
 
 
 class LLM:
@@ -120,6 +125,7 @@ class LLM:
         *,
         tries: list[Try] | None = None,
         on_generation: OnGeneration | None = None,
+        around: Around = lambda _: nullcontext(),
     ) -> Reply:
         """Call a model; passing faults are tried again here, with pauses, up to a bound.
 
@@ -131,6 +137,8 @@ class LLM:
             tries: each try is appended before it is sent, and filled in as it goes on: what a ledger has to settle,
                 also when this raises or is cancelled.
             on_generation: awaited as soon as a generation's id is known, before its reply is read.
+            around: entered before each try is sent, which may wait or raise what ends the call, and left when the try
+                has ended.
 
         Raises:
             ModelRefused: the same call would fail again: the key, the model's name, the content, its length.
@@ -142,7 +150,7 @@ class LLM:
                 "OPENROUTER_API_KEY is not set, so no model can be called",
                 hint="set it, or point OPENROUTER_BASE_URL at another OpenAI-compatible service",
             )
-        call = _Call(self, request, on_delta, [] if tries is None else tries, on_generation)
+        call = _Call(self, request, on_delta, [] if tries is None else tries, on_generation, around)
         return await self._insist(request.model, call.once, call.lower)
 
     async def embed(
@@ -273,13 +281,20 @@ class _Call:
     """One call of a model, over all its tries."""
 
     def __init__(
-        self, llm: LLM, request: Request, on_delta: OnDelta | None, tries: list[Try], on_generation: OnGeneration | None
+        self,
+        llm: LLM,
+        request: Request,
+        on_delta: OnDelta | None,
+        tries: list[Try],
+        on_generation: OnGeneration | None,
+        around: Around,
     ) -> None:
         self._llm = llm
         self._request = request
         self._on_delta = on_delta
         self._tries = tries
         self._on_generation = on_generation
+        self._around = around
         self._count = 0
         self._lowered = False
 
@@ -293,13 +308,17 @@ class _Call:
 
     async def once(self) -> Reply:
         """One try. Raises Fault or Malformed."""
-        llm = self._llm
-        session = await llm.session()
-        import aiohttp
-
+        session = await self._llm.session()
         self._count += 1
         record = Try(self._request.model)
-        self._tries.append(record)
+        async with self._around(record):
+            self._tries.append(record)
+            return await self._send(session, record)
+
+    async def _send(self, session: ClientSession, record: Try) -> Reply:
+        import aiohttp
+
+        llm = self._llm
         payload = encode(self._request.body(openrouter=llm.openrouter, stream=llm.streams))
         url, headers = llm.base_url + "/chat/completions", llm.headers()
         if llm.streams:
@@ -324,6 +343,7 @@ class _Call:
             raise Fault(Verdict.RETRY, f"the connection to the model service broke: {error}") from None
 
     async def _read(self, response: ClientResponse, watch: _Watch, record: Try) -> Reply:
+        record.status, record.headers = response.status, response.headers
         record.id = response.headers.get("X-Generation-Id")
         if record.id is not None and self._on_generation is not None:
             await self._on_generation(record)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oxherd.agents.agent import Agent
-from oxherd.agents.chat import Message, Reply, Request, ToolCall
+from oxherd.agents.chat import Message, Reply, Request, ToolCall, words_of
 from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
+from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
 from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid
@@ -55,6 +56,7 @@ async def run_agent(
     llm: LLM,
     *,
     scope: str | None = None,
+    ledger: Ledger | None = None,
 ) -> Run:
     """Run an agent to its answer.
 
@@ -64,16 +66,17 @@ async def run_agent(
         input: text, or chat messages.
         llm: the model service.
         scope: the prefix of its steps, from `ctx.scope`; one by the agent's name when left out.
+        ledger: where money is set aside and calls are booked; without it, the run's own cap is looked at between calls.
 
     Raises:
         PayloadInvalid: the input is neither.
-        BudgetExceeded: a cap was reached before there was an answer.
+        BudgetExceeded: a cap was reached before there was an answer; its `partial` is the run so far.
         OutputInvalid: the answer did not take the agent's form.
         AgentError: tools kept failing.
         ModelRefused, OutOfCredit: see `LLM.chat`.
         RetryLater, ModelUnreachable: the same, longer each time the job comes back; past a bound it costs an attempt.
     """
-    return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name)).run()
+    return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name), ledger).run()
 
 
 def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
@@ -92,18 +95,29 @@ def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
 class _Loop:
     """The state of one run."""
 
-    def __init__(self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message], scope: str) -> None:
+    def __init__(
+        self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message], scope: str, ledger: Ledger | None
+    ) -> None:
         self._ctx = ctx
         self._agent = agent
         self._llm = llm
         self._run = Run(agent=agent.name, messages=messages)
         self._scope = scope
+        self._books = None if ledger is None else ledger.books(ctx, agent.name, agent.budget.cap, scope)
         self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
         self._tool_calls = 0
         self._faults = 0
         self._repairs = 0
 
     async def run(self) -> Run:
+        try:
+            return await self._take_turns()
+        except BudgetExceeded as error:
+            self._run.output = next((said for said in map(_said, reversed(self._run.messages)) if said), None)
+            error.partial = self._run
+            raise
+
+    async def _take_turns(self) -> Run:
         while True:
             self._check_budget()
             reply = await self._ask()
@@ -132,7 +146,7 @@ class _Loop:
         async def call(request: Request) -> Any:
             try:
                 # The session is not what the step is about: a copy of the run, in another job, is the same step.
-                reply = await self._llm.chat(replace(request, session_id=self._session), self._show)
+                reply = await self._chat(key, replace(request, session_id=self._session))
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
@@ -145,6 +159,12 @@ class _Loop:
         run.messages.append(reply.echo())
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
+
+    async def _chat(self, key: str, request: Request) -> Reply:
+        if self._books is None:
+            return await self._llm.chat(request, self._show)
+        call = await self._books.call(key, request)
+        return await self._llm.chat(request, self._show, on_generation=call.told, around=call.around)
 
     def _show(self, _: Delta) -> None:
         self._ctx.alive_at = mono()
@@ -225,6 +245,10 @@ class _Loop:
         schema = encode(self._agent.form.schema).decode()
         text = f"Your answer does not fit: {why[:MAX_FAULT_TEXT]}.{cut} Answer again, with JSON only, by this schema: "
         self._run.messages.append({"role": "user", "content": text + schema})
+
+
+def _said(message: Message) -> str:
+    return words_of(message.get("content")) if message.get("role") == "assistant" else ""
 
 
 def _choice(choice: str) -> str | Message | None:

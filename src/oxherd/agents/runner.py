@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from oxherd.agents.agent import Agent
+from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
 from oxherd.agents.loop import Run, run_agent
 from oxherd.agents.tools import Tool
@@ -54,10 +55,15 @@ class Agents:
         known: the product's own agents by name; inline definitions may use their tools.
         lookup: an agent that is kept elsewhere, such as in the store's `agents` table: as it is now, or as it was in a
             version; None where there is nowhere else.
+
+    Attributes:
+        llm: the model service.
+        ledger: where calls are booked, once the app has set it; without one, caps hold for single runs only.
     """
 
     def __init__(self, llm: LLM, *, known: Mapping[str, Agent], lookup: Lookup | None = None) -> None:
-        self._llm = llm
+        self.llm = llm
+        self.ledger: Ledger | None = None
         self._known = known
         self._lookup = lookup
 
@@ -70,7 +76,7 @@ class Agents:
 
     async def close(self) -> None:
         """Close the connections to the model service. Twice is fine."""
-        await self._llm.close()
+        await self.llm.close()
 
     async def resolve(self, ctx: Context, agent: Agent | str | Mapping[str, Any], scope: str) -> Agent:
         """The agent itself, from its name or definition; the product's own come before those kept elsewhere.
@@ -101,7 +107,8 @@ class Agents:
         """What `ctx.run` does; see `run_agent` for what it raises."""
         # Before anything is awaited: of two runs at once, their order decides who is called what, not the database.
         scope = ctx.scope(_name_of(agent))
-        return await run_agent(ctx, await self.resolve(ctx, agent, scope), input, self._llm, scope=scope)
+        found = await self.resolve(ctx, agent, scope)
+        return await run_agent(ctx, found, input, self.llm, scope=scope, ledger=self.ledger)
 
     async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
         """The built-in job `agent.run`."""

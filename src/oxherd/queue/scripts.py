@@ -39,12 +39,17 @@ def script(name: str) -> Script:
     """
     for folder in (_OURS, _bullmq_commands()):
         for path in folder.glob(f"{name}-*.lua"):
-            body = path.read_bytes()
-            numkeys = path.stem.rpartition("-")[2]
-            return Script(name, body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(), numkeys.encode())
+            return read_script(path)
     raise OxherdError(
         f"the installed bullmq package has no script {name}", hint="install the locked version: bullmq 3.4.4"
     )
+
+
+def read_script(path: Path) -> Script:
+    """Read a script from `<name>-<number of keys>.lua`."""
+    name, _, numkeys = path.stem.rpartition("-")
+    body = path.read_bytes()
+    return Script(name, body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(), numkeys.encode())
 
 
 @cache

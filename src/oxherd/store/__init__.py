@@ -97,6 +97,63 @@ class CredentialRow:
     updated_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpendSum:
+    """A line of the report on what was spent.
+
+    Attributes:
+        key: the day, tenant, agent or model; None for calls without a tenant.
+        calls: how many tries of model calls.
+        input_tokens, output_tokens: as far as they are known.
+        cost_usd: of the settled ones.
+        open: how many are not settled yet, and reserved_usd what is set aside for them.
+        unknown: how many have a bill that will never be known. They are not in `cost_usd`.
+    """
+
+    key: str | None
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    open: int
+    reserved_usd: Decimal
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """One try of a model call in the ledger.
+
+    Attributes:
+        id: its own.
+        run_id, step, fence: the run, the step, and the attempt's fencing number.
+        tenant: whom it was for, or None.
+        agent: its name.
+        model: what was asked for, or who answered, once that is known.
+        state: reserved (its bill is not known yet), settled, or unknown (its bill will never be known).
+        at: when it began, wall ms.
+        generation_id: the model service's, or None.
+        input_tokens, output_tokens: None until they are known.
+        reserved_usd: what was set aside for it; None where no cap applied or the price is unknown.
+        cost_usd: None unless it is settled.
+    """
+
+    id: str
+    run_id: str
+    step: str
+    fence: int
+    tenant: str | None
+    agent: str
+    model: str
+    state: str
+    at: int
+    generation_id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reserved_usd: Decimal | None = None
+    cost_usd: Decimal | None = None
+
+
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -179,6 +236,26 @@ class Store(Protocol):
 
         Parameters:
             swaps: tenant, name, the envelope that was read, the one to replace it; none twice.
+        """
+
+    async def write_spend(self, rows: Sequence[SpendRow]) -> None:
+        """Write to the ledger, no id twice. A settled row stays as it is. Raises StoreRefused, StoreUnreachable."""
+
+    async def unsettled_spend(self, *, before: int, run_id: str | None = None, limit: int = 100) -> list[SpendRow]:
+        """Rows of the ledger whose bill is not known yet, the oldest first. Raises StoreUnreachable.
+
+        Parameters:
+            before: those that began before this moment, wall ms.
+            run_id: of this run only.
+            limit: how many.
+        """
+
+    async def spend_report(self, *, by: str, since: int, until: int) -> list[SpendSum]:
+        """What was spent, summed. Raises StoreUnreachable.
+
+        Parameters:
+            by: day (UTC), tenant, agent or model.
+            since, until: of calls that began in between, wall ms; the first counts, the last does not.
         """
 
     async def run(self, run_id: str) -> dict[str, object] | None:

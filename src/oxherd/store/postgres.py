@@ -17,6 +17,7 @@ from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore, patiently
 from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
+from oxherd.store.spend import Spending
 from oxherd.store.statements import statement
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ MOST_CONNECTIONS = 4  # one writes batches, the others claim runs and read
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class PostgresStore(JournalStore, Credentials):
+class PostgresStore(JournalStore, Credentials, Spending):
     """Runs and steps in Postgres, by asyncpg.
 
     Parameters:
@@ -99,6 +100,10 @@ class PostgresStore(JournalStore, Credentials):
 
     async def ask_credentials(self, function: str, request: bytes) -> str:
         """Call one of the functions for credentials. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
+    async def ask_spend(self, function: str, request: bytes) -> str:
+        """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
         return cast(str, await self._value(function, request.decode()))
 
     async def run(self, run_id: str) -> dict[str, object] | None:

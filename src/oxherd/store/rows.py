@@ -12,9 +12,9 @@ import orjson
 
 from oxherd.context import Step, Usage
 from oxherd.errors import StoreRefused
-from oxherd.store import Begun, RunRecord
+from oxherd.store import Begun, RunRecord, SpendRow
 
-Record = TypeVar("Record", RunRecord, Step)
+Record = TypeVar("Record", RunRecord, SpendRow, Step)
 
 
 def to_json(rows: RunRecord | Sequence[RunRecord | Mapping[str, Any]]) -> bytes:

@@ -19,6 +19,7 @@ from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore, patiently
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
+from oxherd.store.spend import Spending
 
 if TYPE_CHECKING:
     import aiohttp
@@ -53,7 +54,7 @@ class _NotSetUp(StoreUnreachable):
     """It answers, but the schema or the grants are missing. A running worker waits for them as in any outage."""
 
 
-class SupabaseStore(JournalStore, Credentials):
+class SupabaseStore(JournalStore, Credentials, Spending):
     """Runs and steps in Supabase, by HTTP.
 
     Parameters:
@@ -117,6 +118,10 @@ class SupabaseStore(JournalStore, Credentials):
 
     async def ask_credentials(self, function: str, request: bytes) -> bytes:
         """Call one of the functions for credentials. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
+    async def ask_spend(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
         return await self._call(function, b'{"request":%b}' % request)
 
     async def run(self, run_id: str) -> dict[str, object] | None:

@@ -192,6 +192,13 @@ LINES: dict[type[Event], _Line] = {
         lambda e: f"Intake {'closed' if e.closed else 'open'}{f': {e.reason}' if e.reason else ''}",
         _told("closed", "reason"),
     ),
+    events.BudgetReached: _Line(
+        lambda e: f"Cap of the {e.scope} reached: ${e.used_usd:g} of ${e.cap_usd:g} by {e.agent}",
+        _told("scope", "agent", "cap_usd", "used_usd"),
+    ),
+    events.SpendUnknown: _Line(
+        lambda e: f"Nobody knows what {e.step} of {e.run} cost at {e.model}", _told("run", "step", "model")
+    ),
     events.ScheduleFailed: _Line(
         lambda e: f"No next job for scheduler {e.scheduler}: {e.error}", _told("scheduler", "error")
     ),
