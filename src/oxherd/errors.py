@@ -19,6 +19,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   ├── ResultInvalid       the handler's return value cannot be written as JSON
     │   ├── StoreRefused        the database can't hold a row for what is in it
     │   ├── StepRepeated        the same step name twice in one run
+│   ├── JournalMismatch     the program asks for other steps than those the run has kept
     │   ├── Quarantined         the job keeps killing its workers
     │   ├── VaultError          a credential or a sealed field can't be had
     │   │   ├── NoCredential    the tenant has none of that name
@@ -156,6 +157,20 @@ class StoreRefused(Fatal):
 
 class StepRepeated(Fatal):
     """The same step name was used twice in one run."""
+
+
+class JournalMismatch(Fatal):
+    """The program asks for other steps than those that earlier attempts have kept: it was changed meanwhile.
+
+    Parameters:
+        kept, asked: both sides in words: place, key and inputs.
+        hint: what to do next.
+    """
+
+    def __init__(self, *, kept: str, asked: str, hint: str) -> None:
+        super().__init__(f"the program changed since this run began: kept is {kept}, asked for is {asked}", hint=hint)
+        self.kept = kept
+        self.asked = asked
 
 
 class Quarantined(Fatal):

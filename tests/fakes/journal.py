@@ -17,6 +17,9 @@ class MemoryJournal:
     def find(self, key: str) -> Step | None:
         return self.steps.get(key)
 
+    def at(self, place: str) -> Step | None:
+        return next((step for step in reversed(self.steps.values()) if step.place == place), None)
+
     async def save(self, step: Step) -> None:
         self.steps[step.key] = step
 

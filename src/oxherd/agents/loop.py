@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from oxherd.agents.agent import Agent
@@ -105,6 +105,9 @@ class _Loop:
         self._scope = scope
         self._books = None if ledger is None else ledger.books(ctx, agent.name, agent.budget.cap, scope)
         self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
+        # How much of the conversation is in earlier steps. A step holds what is new alone: so the journal grows with the
+        # conversation, not with its square. The instructions are no part of it: they may be edited between attempts.
+        self._kept = 1 if agent.instructions else 0
         self._tool_calls = 0
         self._faults = 0
         self._repairs = 0
@@ -143,20 +146,20 @@ class _Loop:
         run.steps += 1
         usage = Usage()
 
-        async def call(request: Request) -> Any:
+        async def call(_: list[Message]) -> Any:
             try:
-                # The session is not what the step is about: a copy of the run, in another job, is the same step.
-                reply = await self._chat(key, replace(request, session_id=self._session))
+                reply = await self._chat(key, self._request())
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
             return reply.dump()
 
         key = f"{self._scope}/model-{run.steps}"
-        kept = await self._ctx.step(key, call, self._request(), kind="model", usage=usage)
+        kept = await self._ctx.step(key, call, run.messages[self._kept :], kind="model", usage=usage)
         reply = Reply.load(kept)
         run.usage.add(reply.usage)
         run.messages.append(reply.echo())
+        self._kept = len(run.messages)
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
 
@@ -187,6 +190,7 @@ class _Loop:
             seed=agent.seed,
             provider=agent.provider,
             cache=agent.cache,
+            session_id=self._session,
         )
 
     async def _use_tools(self, calls: list[ToolCall]) -> None:

@@ -267,6 +267,24 @@ class Store(Protocol):
     async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
         """The newest runs as rows, for people, without `input`, `output` and `stack`. Raises StoreUnreachable."""
 
+    async def find_run(self, queue: str, job_id: str) -> str | None:
+        """The id of a job id's newest run, or None. Raises StoreUnreachable, as do the next two."""
+
+    async def steps(self, run_id: str, *, outputs: bool = False) -> list[dict[str, object]]:
+        """The finished steps of a run as rows, for people, in the order in which they finished.
+
+        Names are those of Step: usage spread out, `size` of the output in bytes, `output` decoded where asked for.
+        """
+
+    async def drop_steps(self, run_id: str, key: str) -> list[str]:
+        """Forget a step, all that finished after it, and those inside it, so that they are run again.
+
+        Only for a run that has ended: one that is running would not notice.
+
+        Returns:
+            Their keys, none where there is no such step.
+        """
+
     @property
     def waiting(self) -> int:
         """Writes that are not durable yet."""

@@ -19,6 +19,7 @@ from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
 from oxherd.store.statements import statement
+from oxherd.store.timeline import Timeline
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -32,7 +33,7 @@ MOST_CONNECTIONS = 4  # one writes batches, the others claim runs and read
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class PostgresStore(JournalStore, Credentials, Spending):
+class PostgresStore(JournalStore, Credentials, Spending, Timeline):
     """Runs and steps in Postgres, by asyncpg.
 
     Parameters:
@@ -104,6 +105,10 @@ class PostgresStore(JournalStore, Credentials, Spending):
 
     async def ask_spend(self, function: str, request: bytes) -> str:
         """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
+    async def ask_timeline(self, function: str, request: bytes) -> str:
+        """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
         return cast(str, await self._value(function, request.decode()))
 
     async def run(self, run_id: str) -> dict[str, object] | None:

@@ -50,6 +50,7 @@ def step_row(run_id: str, fence: int, attempt_started_at: int, step: Step) -> di
         "attempt_started_at": attempt_started_at,
         "started_at": step.started_at,
         "ms": step.ms,
+        "place": step.place or None,
         "model_calls": usage and usage.calls,
         "input_tokens": usage and usage.input_tokens,
         "output_tokens": usage and usage.output_tokens,
@@ -82,6 +83,7 @@ def _step(row: Mapping[str, Any]) -> Step:
         attempt=row["fence"],
         started_at=row["started_at"],
         ms=row["ms"],
+        place=row["place"] or "",
     )
 
 

@@ -20,6 +20,7 @@ from oxherd.store.journal import JournalStore, patiently
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
+from oxherd.store.timeline import Timeline
 
 if TYPE_CHECKING:
     import aiohttp
@@ -54,7 +55,7 @@ class _NotSetUp(StoreUnreachable):
     """It answers, but the schema or the grants are missing. A running worker waits for them as in any outage."""
 
 
-class SupabaseStore(JournalStore, Credentials, Spending):
+class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
     """Runs and steps in Supabase, by HTTP.
 
     Parameters:
@@ -122,6 +123,10 @@ class SupabaseStore(JournalStore, Credentials, Spending):
 
     async def ask_spend(self, function: str, request: bytes) -> bytes:
         """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
+    async def ask_timeline(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
         return await self._call(function, b'{"request":%b}' % request)
 
     async def run(self, run_id: str) -> dict[str, object] | None:

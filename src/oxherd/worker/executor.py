@@ -240,7 +240,7 @@ class Executor:
             if handler.is_async
             else self._in_thread(running, handler, context, payload)
         )
-        running.task = asyncio.get_running_loop().create_task(_contained(call), name=f"job-{running.job.id}")
+        running.task = asyncio.get_running_loop().create_task(_contained(context, call), name=f"job-{running.job.id}")
         try:
             value = await running.task
         except asyncio.CancelledError:
@@ -313,7 +313,8 @@ class Executor:
         )
 
 
-async def _contained(call: Awaitable[Any]) -> Any:
+async def _contained(context: Context, call: Awaitable[Any]) -> Any:
+    context.begin()
     try:
         return await call
     except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the whole worker
@@ -339,10 +340,16 @@ class _RunJournal:
         self._run_id = run_id
         self._running = running
         self._steps = {step.key: step for step in steps}
+        # Where one that failed left its place to another and later ran, the later is the one that counts.
+        self._places = {step.place: step for step in steps if step.place}
 
     def find(self, key: str) -> Step | None:
         """The finished step of that name, if an earlier attempt left one."""
         return self._steps.get(key)
+
+    def at(self, place: str) -> Step | None:
+        """The finished step that an earlier attempt had at that place, if it left one."""
+        return self._places.get(place)
 
     async def save(self, step: Step) -> None:
         """Keep a step; returns when it is durable."""

@@ -11,6 +11,7 @@ from oxherd.errors import (
     Fatal,
     JobCancelled,
     JobTimeout,
+    JournalMismatch,
     LeaseLost,
     OxherdError,
     PayloadInvalid,
@@ -32,6 +33,7 @@ KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (PayloadInvalid, "invalid"),
     (UnknownJob, "unknown_job"),
     (Quarantined, "quarantined"),
+    (JournalMismatch, "journal_mismatch"),
 )
 
 

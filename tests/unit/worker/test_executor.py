@@ -10,7 +10,7 @@ import pytest
 from pydantic import AfterValidator
 
 from oxherd.codec import encode
-from oxherd.context import Context, Step
+from oxherd.context import Context, Step, _digest
 from oxherd.errors import Fatal, JobCancelled, LeaseLost, RetryLater, WaitForChildren
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
@@ -22,6 +22,9 @@ from oxherd.vault.payload import seal_field
 from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.executor import Executor, Interrupted, Running
 from oxherd.worker.handlers import make_handler
+
+
+NO_ARGUMENTS = _digest((), {})
 
 
 class Records:
@@ -143,7 +146,7 @@ async def test_a_later_attempt_gets_finished_steps_from_the_journal():
     async def run(ctx: Context, payload: dict[str, Any]) -> Any:
         return [await ctx.step("paid", lambda: "again"), await ctx.step("new", lambda: "fresh")]
 
-    paid = Step("paid", "h", b'"once"', "step", None, 1, 0, 1.0)
+    paid = Step("paid", NO_ARGUMENTS, b'"once"', "step", None, 1, 0, 1.0)
     store = Records(Begun(allowed=True, output=None, steps=[paid]))
     assert await executor(run, store=store).execute(running(attempts_started=2)) == Done(b'["once","fresh"]')
     assert [step.key for step in store.steps] == ["new"]
