@@ -105,8 +105,8 @@ class _Loop:
         self._scope = scope
         self._books = None if ledger is None else ledger.books(ctx, agent.name, agent.budget.cap, scope)
         self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
-        # How much of the conversation is in earlier steps. A step holds what is new alone: so the journal grows with the
-        # conversation, not with its square. The instructions are no part of it: they may be edited between attempts.
+        # How much of the conversation is in earlier steps: each compares and holds what is new alone, so the journal
+        # grows with the conversation, not with its square. Instructions are no part of it: they may be edited.
         self._kept = 1 if agent.instructions else 0
         self._tool_calls = 0
         self._faults = 0

@@ -23,7 +23,6 @@ from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.executor import Executor, Interrupted, Running
 from oxherd.worker.handlers import make_handler
 
-
 NO_ARGUMENTS = _digest((), {})
 
 
