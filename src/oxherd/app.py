@@ -12,11 +12,11 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oxherd import __version__
 from oxherd.clock import mono
-from oxherd.errors import AppImportError, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
+from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
@@ -33,7 +33,11 @@ from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
 from oxherd.worker.worker import Limits, Worker
 
+if TYPE_CHECKING:
+    from oxherd.agents.ledger import Ledger
+
 OLDEST_REDIS = (6, 2)
+MONEY_PATIENCE = 30.0  # seconds without an answer after which that connection is made again
 NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
 
 
@@ -143,8 +147,19 @@ class Service:
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)
+        self._money = Link(settings.redis_url, "money", patience=MONEY_PATIENCE)  # outlives the worker's: late bills
+        self._agents.ledger = self._ledger()
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
+
+    def _ledger(self) -> Ledger:
+        from oxherd.agents.budget import Caps, Purse
+        from oxherd.agents.ledger import Ledger
+
+        known, keys = self._settings, self.worker.keys
+        caps = Caps(known.budget_daily_usd, known.budget_tenant_daily_usd, known.budget_agent_daily_usd)
+        purse = Purse(self._money, keys.money, caps)
+        return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store)
 
     def _built_in(self) -> dict[str, Handler]:
         return {
@@ -153,7 +168,7 @@ class Service:
         }
 
     def _gated(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """`run`, but when nobody pays the model service any more, jobs wait in the queue instead of failing in turn."""
+        """`run`, but when the money is gone, jobs wait in the queue instead of failing in turn."""
 
         @functools.wraps(run)
         async def gated(*args: Any) -> Any:
@@ -161,6 +176,9 @@ class Service:
                 return await run(*args)
             except OutOfCredit as error:
                 await self._close_gate(f"no credit for model calls: {error}; then: oxherd gate open")
+                raise
+            except DailyCapReached as error:
+                await self._close_gate(f"{error}; {error.hint}, then: oxherd gate open")
                 raise
 
         return gated
@@ -189,8 +207,10 @@ class Service:
         if self._store is not None:
             await self._store.start()
             self._stops.append(self._store.stop)
-        self._stops.append(self._agents.close)
+        await self._money.start()
+        self._stops += [self._money.stop, self._agents.close]
         await self.worker.start()
+        await self._agents.start()
         version = await self._look_around(self.worker.consumer.link)
         server = Server(self._settings.host, self._settings.port, self.health.report, self._metrics_page)
         await server.start()

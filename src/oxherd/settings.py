@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -151,6 +152,7 @@ def _database(text: str) -> int:
     return int(text)
 
 
+_MOST_DOLLARS = 1_000_000
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -219,6 +221,21 @@ def _count(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_dollars(text: str) -> Decimal:
+    """US dollars, such as `20` or `0.5`.
+
+    Raises:
+        ValueError: when it is no amount.
+    """
+    try:
+        amount = Decimal(text.strip())
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not amount.is_finite() or not 0 <= amount <= _MOST_DOLLARS:
+        raise ValueError("must be an amount of US dollars such as 20 or 0.50")
+    return amount
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -300,6 +317,18 @@ TABLE: tuple[Variable, ...] = (
         "Any OpenAI-compatible endpoint: OpenRouter, Ollama, vLLM, llama.cpp.",
     ),
     Variable(
+        "BUDGET_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "What model calls of all queues of a prefix may cost in a day (UTC); at the cap, workers take no more jobs.",
+    ),
+    Variable(
+        "BUDGET_TENANT_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "The same for each tenant: at its cap, its runs end.",
+    ),
+    Variable(
+        "BUDGET_AGENT_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "The same for each agent, by its name.",
+    ),
+    Variable(
         "JOB_QUEUE_NAME", "text", _queue_name, "agent-jobs", False, "nobody", "The BullMQ queue to serve.",
     ),
     Variable(
@@ -364,6 +393,9 @@ class Settings:
     encryption_keys_previous: tuple[Secret, ...]
     openrouter_api_key: Secret | None
     openrouter_base_url: str
+    budget_daily_usd: Decimal | None
+    budget_tenant_daily_usd: Decimal | None
+    budget_agent_daily_usd: Decimal | None
     job_queue_name: str
     job_queue_prefix: str
     job_concurrency: int
@@ -463,7 +495,7 @@ def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict
     inherited = {
         name: value for name, value in os.environ.items() if inherit or name not in {row.name for row in TABLE}
     }
-    return inherited | variables
+    return {**inherited, **variables}
 
 
 def env_example() -> str:

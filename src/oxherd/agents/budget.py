@@ -133,7 +133,8 @@ def _refusal(scope: str, payer: Payer, cap: Decimal, used: Decimal, amount: Deci
         "agent": (f"agent {payer.agent!r} today", "raise BUDGET_AGENT_DAILY_USD, or wait until 00:00 UTC"),
         "global": ("everything together today", "raise BUDGET_DAILY_USD, or wait until 00:00 UTC"),
     }[scope]
-    emit(BudgetReached(scope=scope, agent=payer.agent, tenant=payer.tenant, cap_usd=float(cap), used_usd=float(used)))
+    tenant = payer.tenant or ""
+    emit(BudgetReached(scope=scope, agent=payer.agent, tenant=tenant, cap_usd=float(cap), used_usd=float(used)))
     kind = DailyCapReached if scope == "global" else BudgetExceeded
     return kind(
         f"the budget of {whose} is ${cap:f}: ${used.normalize():f} is spent or set aside, and the next call of the "

@@ -30,7 +30,7 @@ from oxherd.telemetry.events import InternalFault, SpendUnknown, emit
 EVERY = 60.0  # seconds between looks for rows that nobody has settled
 OVERDUE_MS = 15 * 60_000  # a try ends within ten minutes: who has not settled it by then is dead
 GIVE_UP_MS = 86_400_000  # after a day without a record there will be none
-FAREWELL = 5.0  # seconds that `stop` gives to what has still to be written
+FAREWELL = 2.0  # seconds that `stop` gives to what has still to be written: the platform's patience is short
 
 
 class Ledger:
@@ -67,15 +67,16 @@ class Ledger:
         if settler is not None:
             settler.cancel()
             await asyncio.gather(settler, return_exceptions=True)
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=FAREWELL)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        if self._writer is not None:
-            _, unwritten = await asyncio.wait({self._writer}, timeout=FAREWELL)
-            for task in unwritten:
-                task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+                if self._writer is not None:
+                    await asyncio.shield(self._writer)
+        late = [*self._tasks, *([self._writer] if self._writer else [])]
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def books(self, ctx: Context, agent: str, cap: Decimal | None, scope: str) -> Books:
         """The bookkeeping of one run of an agent.

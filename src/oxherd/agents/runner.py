@@ -74,8 +74,15 @@ class Agents:
         """With a client for the model service at `base_url`."""
         return cls(LLM(base_url, api_key), known=known, lookup=lookup)
 
+    async def start(self) -> None:
+        """Begin to settle what workers that died have left in the ledger."""
+        if self.ledger is not None:
+            await self.ledger.start()
+
     async def close(self) -> None:
-        """Close the connections to the model service. Twice is fine."""
+        """Write what the ledger still has, and close the connections to the model service. Twice is fine."""
+        if self.ledger is not None:
+            await self.ledger.stop()
         await self.llm.close()
 
     async def resolve(self, ctx: Context, agent: Agent | str | Mapping[str, Any], scope: str) -> Agent:

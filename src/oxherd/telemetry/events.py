@@ -256,7 +256,7 @@ class BudgetReached(Event):
     level: ClassVar[str] = "warning"
     scope: str
     agent: str
-    tenant: str | None
+    tenant: str
     cap_usd: float
     used_usd: float
 
