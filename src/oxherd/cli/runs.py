@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from oxherd.store import Store
 
 T = TypeVar("T")
-BAR = 32  # characters of the waterfall
+BAR = (8, 40)  # characters of the waterfall, at least and at most: on a narrow terminal there is none
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -212,23 +212,32 @@ def print_steps(steps: Sequence[dict[str, Any]]) -> None:
     if not steps:
         note("no finished steps")
         return
-    columns = ["place", "step", "kind", "attempt", "started", "took", "tokens", "cost"]
-    rows = [_step_row(step) for step in steps]
-    if sys.stdout.isatty():
+    first = min(step["started_at"] for step in steps)
+    columns = ["place", "step", "kind", "attempt", "after", "took", "tokens", "cost"]
+    rows = [_step_row(step, first) for step in steps]
+    if sys.stdout.isatty() and (width := _left_over([columns, *rows])) >= BAR[0]:
         columns.append("")
-        rows = [(*row, bar) for row, bar in zip(rows, waterfall(steps), strict=True)]
+        rows = [(*row, bar) for row, bar in zip(rows, waterfall(steps, width), strict=True)]
     print_table(columns, rows)
 
 
-def _step_row(step: dict[str, Any]) -> tuple[object, ...]:
+def _left_over(rows: Sequence[Sequence[object]]) -> int:
+    """How many characters a table of these rows leaves on a line of the terminal for one more column."""
+    import shutil
+
+    widths = [max(len(str(cell or "")) for cell in column) + 3 for column in zip(*rows, strict=True)]
+    return min(shutil.get_terminal_size().columns - sum(widths) - 2, BAR[1])
+
+
+def _step_row(step: dict[str, Any], first: int) -> tuple[object, ...]:
     tokens = (step["input_tokens"] or 0) + (step["output_tokens"] or 0)
     return (
-        step["place"], step["key"], step["kind"], step["attempt"], clock(step["started_at"]),
-        duration(step["ms"] / 1000), tokens or None, _cost(step),
+        step["place"], step["key"], step["kind"], step["attempt"],
+        duration((step["started_at"] - first) / 1000), duration(step["ms"] / 1000), tokens or None, _cost(step),
     )  # fmt: skip
 
 
-def waterfall(steps: Sequence[dict[str, Any]], width: int = BAR) -> list[str]:
+def waterfall(steps: Sequence[dict[str, Any]], width: int) -> list[str]:
     """A bar per step on one common time line, at least one character long.
 
     Parameters:
