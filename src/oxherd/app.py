@@ -155,11 +155,15 @@ class Service:
     def _ledger(self) -> Ledger:
         from oxherd.agents.budget import Caps, Purse
         from oxherd.agents.ledger import Ledger
+        from oxherd.agents.ratelimit import Limiter
 
         known, keys = self._settings, self.worker.keys
         caps = Caps(known.budget_daily_usd, known.budget_tenant_daily_usd, known.budget_agent_daily_usd)
         purse = Purse(self._money, keys.money, caps)
-        return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store)
+        key = known.openrouter_api_key
+        account = f"{known.openrouter_base_url} {key.reveal() if key else ''}"
+        limiter = Limiter(self._money, keys.calls, account)
+        return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
 
     def _built_in(self) -> dict[str, Handler]:
         return {

@@ -20,7 +20,9 @@ from oxherd.agents.budget import Payer, Purse
 from oxherd.agents.chat import Request
 from oxherd.agents.llm import LLM, Try
 from oxherd.agents.prices import Prices
+from oxherd.agents.ratelimit import Limiter, Pass
 from oxherd.clock import wall_ms
+from oxherd.codec import encode
 from oxherd.context import Context, Usage
 from oxherd.errors import BudgetExceeded, ModelRefused, RedisRefused, RetryLater, StoreRefused, StoreUnreachable
 from oxherd.store import SpendRow, Store
@@ -41,10 +43,14 @@ class Ledger:
         queue: the queue's name, which is part of a run's id.
         purse: where money is set aside.
         store: where rows are kept; None keeps none, caps hold all the same.
+        limiter: lets tries through as fast as the service takes them; None holds none back.
     """
 
-    def __init__(self, llm: LLM, *, queue: str, purse: Purse, store: Store | None) -> None:
+    def __init__(
+        self, llm: LLM, *, queue: str, purse: Purse, store: Store | None, limiter: Limiter | None = None
+    ) -> None:
         self.llm = llm
+        self.limiter = limiter
         self.queue = queue
         self.purse = purse
         # Only OpenRouter tells prices. Elsewhere a call sets nothing aside, and counts what its reply says it cost.
@@ -205,16 +211,40 @@ class Call:
         self._step = step
         self._request = request
         self._row: SpendRow | None = None
+        self._pass: Pass | None = None
 
     @asynccontextmanager
     async def around(self, record: Try) -> AsyncIterator[None]:
-        """Set money aside for a try, and settle it when the try has ended.
+        """Wait for leave to send a try, set money aside for it, and settle it when the try has ended.
 
         Raises:
             BudgetExceeded: a cap is in the way, or applies to a model whose price nobody knows.
-            ModelRefused, RetryLater: a cap applies, and the prices can't be had.
+            ModelRefused, RetryLater: a cap applies, and the prices can't be had; or the service's limits are used up.
         """
         row = await self._new_row()
+        async with self._place(record), self._money(row, record):
+            yield
+
+    @asynccontextmanager
+    async def _place(self, record: Try) -> AsyncIterator[None]:
+        limiter = self._ledger.limiter
+        if limiter is None:
+            yield
+            return
+        taken = self._pass = await limiter.acquire(self._request.model, _tokens(self._request))
+        try:
+            yield
+        finally:
+            self._learn(record)
+            limiter.release(taken, answered=record.status != 0)
+
+    def _learn(self, record: Try) -> None:
+        taken, self._pass = self._pass, None
+        if taken is not None and record.status:
+            self._ledger.spawn(taken.limiter.learn(taken, record.status, record.headers))
+
+    @asynccontextmanager
+    async def _money(self, row: SpendRow, record: Try) -> AsyncIterator[None]:
         record.free = True  # until it is sent
         try:
             await self._open(row)
@@ -230,7 +260,8 @@ class Call:
             await asyncio.shield(self._ledger.spawn(self._close(row, record)))
 
     async def told(self, record: Try) -> None:
-        """Write the generation's id down, before the reply is read."""
+        """Write the generation's id down, before the reply is read, and learn what its headers say about limits."""
+        self._learn(record)
         if self._row is not None:
             self._row = replace(self._row, generation_id=record.id)
             await self._ledger.write(self._row)
@@ -282,6 +313,11 @@ class Call:
             await self._ledger.write(row)
             if not await self._ledger.look_up(row) and (row.generation_id is None or not self._ledger.llm.openrouter):
                 await self._ledger.give_up(row)
+
+
+def _tokens(request: Request) -> int:
+    """How many tokens a request may use, as services guess it that limit them: four bytes of input make one."""
+    return len(encode(request.messages)) // 4 + request.max_tokens
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
