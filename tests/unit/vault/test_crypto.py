@@ -61,6 +61,13 @@ def test_every_flipped_bit_is_noticed():
             assert opened(envelope[:place] + chr(ord(character) ^ 1 << bit) + envelope[place + 1 :]) is None
 
 
+@pytest.mark.parametrize("text", ["", "x", "xx"])
+def test_every_other_last_character_is_noticed_also_where_its_last_bits_mean_nothing(text):
+    envelope = seal(text, KEY, HERE)
+    for other in set(ENVELOPE_TEXT) - {envelope[-1]}:
+        assert opened(envelope[:-1] + other) is None
+
+
 @given(st.text(string.ascii_letters, max_size=60))
 def test_every_truncation_is_told_as_one(text):
     envelope = seal(text, KEY, HERE)
