@@ -80,7 +80,7 @@ CONTESTANTS = (
     Contestant(
         name="bullmq-node",
         label="BullMQ (Node)",
-        jobs=30_000,
+        jobs=40_000,
         note="defaults; with ioredis 5, which took less CPU than 6",
         script="bullmq_node.mjs",
         command="node {script}",
@@ -89,7 +89,7 @@ CONTESTANTS = (
     Contestant(
         name="bullmq-python",
         label="BullMQ (Python)",
-        jobs=4_000,
+        jobs=3_000,
         note="defaults, uvloop, hiredis",
         requires=("bullmq==3.4.4", *FAST_LOOP),
         script="bullmq_python.py",
@@ -98,7 +98,7 @@ CONTESTANTS = (
     Contestant(
         name="taskiq",
         label="Taskiq (stream)",
-        jobs=5_000,
+        jobs=8_000,
         note="RedisStreamBroker (acks), one worker process, uvloop, hiredis, no result backend",
         requires=("taskiq==0.13.0", "taskiq-redis==1.2.4", *FAST_LOOP),
         script="taskiq_app.py",
@@ -108,7 +108,7 @@ CONTESTANTS = (
     Contestant(
         name="taskiq-list",
         label="Taskiq (list, no acks)",
-        jobs=5_000,
+        jobs=8_000,
         note="ListQueueBroker: a job is gone once it is read; otherwise as above",
         requires=("taskiq==0.13.0", "taskiq-redis==1.2.4", *FAST_LOOP),
         script="taskiq_app.py",
@@ -135,7 +135,7 @@ CONTESTANTS = (
     Contestant(
         name="streaq",
         label="streaq",
-        jobs=4_000,
+        jobs=3_000,
         note="defaults, uvloop",
         requires=("streaq==7.2.0", *FAST_LOOP),
         script="streaq_app.py",
@@ -143,7 +143,7 @@ CONTESTANTS = (
     Contestant(
         name="dramatiq",
         label="Dramatiq",
-        jobs=4_000,
+        jobs=8_000,
         note="one process, threads = concurrency",
         requires=("dramatiq[redis]==2.2.1", "hiredis==3.5.0"),
         script="dramatiq_app.py",
@@ -153,7 +153,7 @@ CONTESTANTS = (
     Contestant(
         name="celery",
         label="Celery",
-        jobs=3_000,
+        jobs=2_500,
         note="prefork at concurrency 5, threads above; no result backend, early acks (its default)",
         requires=("celery[redis]==5.7.0", "hiredis==3.5.0"),
         script="celery_app.py",
@@ -163,7 +163,7 @@ CONTESTANTS = (
     Contestant(
         name="rq",
         label="RQ",
-        jobs=400,
+        jobs=150,
         note="a pool of 5 worker processes, a fork per job (its default); not run at higher concurrency",
         requires=("rq==3.0.0", "hiredis==3.5.0"),
         script="rq_app.py",

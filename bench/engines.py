@@ -128,6 +128,9 @@ class Valkey:
         """True once nothing waits or runs on BullMQ's queue."""
         return not any(self.client.call("LLEN", f"bull:{QUEUE}:{name}") for name in ("wait", "active"))
 
+    def completed(self) -> int:
+        return int(self.client.call("ZCARD", f"bull:{QUEUE}:completed"))
+
 
 def enqueue(contestant: Contestant, valkey: Valkey, count: int, payload: dict[str, Any] | None = None) -> None:
     """Put `count` no-op jobs on the contestant's queue."""
@@ -179,7 +182,7 @@ class Postgres:
     def __init__(self) -> None:
         python = PEERS / "engines" / "bin" / "python"
         self.keeper = subprocess.Popen(
-            [str(python), "-c", POSTGRES],
+            [str(python), "-W", "ignore", "-c", POSTGRES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -7,10 +7,12 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+# The words of a slot file, as probe.py and probe.mjs write them.
 HEADER = struct.Struct("<8q")
+TAKEN, SAMPLES = 6, 8
 TICK = os.sysconf("SC_CLK_TCK")
 DIE_WITH_PARENT = 1
 
@@ -101,6 +103,12 @@ def last_line(output: str) -> str:
     return lines[-1].strip()[:300] if lines else "no output"
 
 
+def busy_seconds() -> float:
+    """CPU time of everything on this machine since it started."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICK
+
+
 def stat_of(pid: int) -> list[str]:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -126,18 +134,17 @@ def pss_kb(pid: int) -> int:
 def read_counts(slots: Path) -> Counts:
     total = Counts()
     for path in slots.glob("*.slot"):
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(HEADER.size)
         if len(data) < HEADER.size:
-            continue
-        _, *values, samples, hold = HEADER.unpack_from(data)
-        del samples
-        one = dict(zip((field.name for field in fields(Counts)), (*values, hold), strict=True))
-        total.started += one["started"]
-        total.done += one["done"]
-        total.first_started = earliest(total.first_started, one["first_started"])
-        total.first_done = earliest(total.first_done, one["first_done"])
-        total.last_done = max(total.last_done, one["last_done"])
-        total.hold_started = max(total.hold_started, one["hold_started"])
+            continue  # just made
+        _, started, done, first_started, first_done, last_done, _, hold_started = HEADER.unpack(data)
+        total.started += started
+        total.done += done
+        total.first_started = earliest(total.first_started, first_started)
+        total.first_done = earliest(total.first_done, first_done)
+        total.last_done = max(total.last_done, last_done)
+        total.hold_started = max(total.hold_started, hold_started)
     return total
 
 
@@ -145,9 +152,8 @@ def read_samples(slots: Path) -> list[int]:
     """The pickup latencies in nanoseconds, of all processes."""
     samples: list[int] = []
     for path in slots.glob("*.slot"):
-        data = path.read_bytes()
-        count = HEADER.unpack_from(data)[6]
-        samples.extend(struct.unpack_from(f"<{count}q", data, HEADER.size))
+        words = memoryview(path.read_bytes()).cast("q")
+        samples.extend(words[SAMPLES : SAMPLES + words[TAKEN]])
     return samples
 
 

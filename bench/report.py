@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ def circumstances(*, quick: bool) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "node": output_of(["node", "--version"]),
+        "fdatasync_ms": round(fdatasync_ms(), 3),
         "load_at_start": round(os.getloadavg()[0], 2),
         "versions": {one.name: list(one.requires) for one in CONTESTANTS if one.requires}
         | {"bullmq-node": list(NODE_PACKAGES)},
@@ -88,6 +90,16 @@ def cpu_model() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
+
+
+def fdatasync_ms() -> float:
+    """What durability costs on this disk, in the folder where Postgres puts its files."""
+    with tempfile.NamedTemporaryFile() as file:
+        began = time.monotonic()
+        for _ in range(50):
+            os.write(file.fileno(), bytes(512))
+            os.fdatasync(file.fileno())
+        return (time.monotonic() - began) / 50 * 1000
 
 
 def output_of(argv: list[str]) -> str:

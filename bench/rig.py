@@ -36,7 +36,7 @@ class Worker:
             if time.monotonic() > deadline:
                 raise BenchError(f"{what}: not within {limit:.0f} s, {counts.done} jobs done")
             self.process.check()
-            time.sleep(0.003)
+            time.sleep(0.005)
         return counts
 
 

@@ -27,10 +27,10 @@ def cell(row: dict[str, Any] | None, key: str, form: str = ",.0f") -> str:
     return format(row[key], form) if row and key in row else "-"
 
 
-def ratio(part: Results, name: str, key: str = "rate") -> str:
-    """How many times Oxherd's figure is of the named contestant's."""
-    ours, theirs = part.get(US, {}).get(key), part.get(name, {}).get(key)
-    return f"{ours / theirs:.1f}x" if ours and theirs and name != US else "-"
+def ratio(part: Results, over: str, under: str, key: str) -> str:
+    """How many times the one's figure is the other's."""
+    top, bottom = part.get(over, {}).get(key), part.get(under, {}).get(key)
+    return f"{top / bottom:.1f}x" if top and bottom and over != under else "-"
 
 
 def entrants(*parts: Results) -> list[str]:
@@ -41,15 +41,13 @@ def entrants(*parts: Results) -> list[str]:
 def throughput(results: dict[str, Results]) -> str:
     head = ["jobs/s · CPU ms/job · Oxherd ÷ it", *SCENARIOS.values()]
     parts = [results.get(name, {}) for name in SCENARIOS]
-    rows = [
-        [label(name)]
-        + [
-            f"{cell(part.get(name), 'rate')} · {cell(part.get(name), 'cpu_ms', '.3f')} · {ratio(part, name)}"
-            for part in parts
-        ]
-        for name in entrants(*parts)
-    ]
+    rows = [[label(name), *(pace(part, name) for part in parts)] for name in entrants(*parts)]
     return grid(head, rows)
+
+
+def pace(part: Results, name: str) -> str:
+    row = part.get(name)
+    return f"{cell(row, 'rate')} · {cell(row, 'cpu_ms', '.3f')} · {ratio(part, US, name, 'rate')}"
 
 
 def backlog(results: dict[str, Results]) -> str:
@@ -67,10 +65,10 @@ def latency(results: dict[str, Results]) -> str:
     rows = [
         [label(name)]
         + [cell(part.get(name), key, ".2f") for key in ("p50_ms", "p99_ms", "max_ms")]
-        + [ratio(part, name, "p50_ms")]
+        + [ratio(part, name, US, "p50_ms")]
         for name in entrants(part)
     ]
-    return grid(["ms from add to handler", "p50", "p99", "max", "Oxherd's p50 ÷ its"], rows)
+    return grid(["ms from add to handler", "p50", "p99", "max", "its p50 ÷ Oxherd's"], rows)
 
 
 def memory(results: dict[str, Results]) -> str:
@@ -146,6 +144,8 @@ def rendered(question: str, entry: dict[str, Any]) -> str:
         f"{quick}{entry['measured_at'][:10]} · commit {entry['commit'] or 'unknown'} · {entry['cpu']}, "
         f"{entry['cores']} cores · Linux {entry['kernel']} · Python {entry['python']} · Node {entry['node']}"
     )
+    if question == "recorded":
+        source += f" · {entry['fdatasync_ms']} ms per fdatasync"
     return f"{TABLES[question](entry['results'])}\n\n<sub>{source}</sub>"
 
 

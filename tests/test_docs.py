@@ -139,7 +139,7 @@ def test_the_readme_s_agent_can_be_served(tmp_path, monkeypatch):
 def test_the_readme_s_first_screen_has_the_two_commands_and_the_producer():
     screen = README.split("## ")[0]
     assert "make demo" in screen
-    assert "oxherd worker --app jobs:herd" in screen
+    assert "make test" in screen
     assert 'queue.add("support.reply"' in blocks(screen, "ts")[0]
 
 

@@ -37,7 +37,7 @@ class Proxy:
         self._losses: list[Loss] = []
         self._refusing = False
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self.port = 0
 
     @property
@@ -54,8 +54,7 @@ class Proxy:
 
     def stop(self) -> None:
         """Close everything."""
-        self._server.close()
-        self.cut()
+        self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
@@ -97,6 +96,17 @@ class Proxy:
                 self._losses.remove(loss)
                 return loss
         return None
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        self._refusing = True
+        self._server.close()
+        await self._each(_Pair.cut)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others, timeout=5) if others else None
 
     async def _each(self, action: Callable[[_Pair], None]) -> int:
         pairs = list(self._pairs)

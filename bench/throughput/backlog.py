@@ -23,7 +23,8 @@ def measure(contestants: list[Contestant], rounds: int, *, quick: bool) -> Answe
                 with results.attempt(contestant.name, number):
                     snapshot = snapshots.filled(contestant, BACKLOGS[name] + measured)
                     with rig(contestant, snapshot) as built:
-                        result = timed(built.start(CONCURRENCY, {"BENCH_TARGET": str(measured)}), measured)
+                        worker = built.start(CONCURRENCY, {"BENCH_TARGET": str(measured)})
+                        result = timed(worker, built.valkey, measured)
                     say(f"{result['rate']:9,.0f} jobs/s")
                     results.add(contestant.name, result)
     return {name: results.medians() for name, results in tables.items()}

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contestants import Contestant
-from engines import Snapshots
-from processes import BenchError
+from engines import Snapshots, Valkey
+from processes import BenchError, busy_seconds
 from report import Answer, Rounds, say
 from rig import NOTHING, Rig, Worker, rig
 
 LIMIT = 90
+DISTURBED = 0.1  # cores used by anything but the bench; in (h) that includes Postgres
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +59,36 @@ def one_round(
     with rig(contestant, snapshot) as built:
         variables = {"BENCH_SLEEP": str(scenario.sleep), "BENCH_TARGET": str(jobs)}
         worker = built.start(scenario.concurrency, {**variables, **contestant.fast_environment, **environment})
-        result = timed(worker, jobs)
-        result["settle_s"] = settle(built)
-    say(f"{result['rate']:9,.0f} jobs/s  {result['cpu_ms']:7.3f} ms CPU/job")
+        result = timed(worker, built.valkey, jobs)
+        result["settle_s"] = settle(built, jobs)
+    noise = f"  disturbed: others used {result['others']:.2f} cores" if result["others"] > DISTURBED else ""
+    say(f"{result['rate']:9,.0f} jobs/s  {result['cpu_ms']:7.3f} ms CPU/job{noise}")
     return result
 
 
-def timed(worker: Worker, jobs: int) -> dict[str, float]:
+def timed(worker: Worker, valkey: Valkey, jobs: int) -> dict[str, float]:
     """The clock runs from the first to the last job done, as the handler saw it."""
     began = worker.wait(lambda counts: counts.done > 0, LIMIT, "first job")
-    cpu_before = worker.process.cpu_seconds()
+    busy_before, bench_before = busy_seconds(), time.process_time()
+    cpu_before, valkey_before = worker.process.cpu_seconds(), valkey.process.cpu_seconds()
     ended = worker.wait(lambda counts: counts.done >= jobs, LIMIT, f"{jobs} jobs")
-    cpu = worker.process.cpu_seconds() - cpu_before
+    cpu, valkey_cpu = worker.process.cpu_seconds() - cpu_before, valkey.process.cpu_seconds() - valkey_before
+    others = busy_seconds() - busy_before - (time.process_time() - bench_before) - cpu - valkey_cpu
     seconds = (ended.last_done - ended.first_done) / 1e9
     if ended.done <= began.done:
         raise BenchError("too few jobs to measure")
     return {
         "rate": (jobs - 1) / seconds,
         "cpu_ms": cpu / (ended.done - began.done) * 1000,
+        "valkey_cpu_ms": valkey_cpu / (ended.done - began.done) * 1000,
         "jobs": jobs,
         "seconds": seconds,
         "cpu_seconds": cpu,
+        "others": max(others, 0) / seconds,
     }
 
 
-def settle(built: Rig) -> float:
+def settle(built: Rig, jobs: int) -> float:
     """Seconds from the last handler's return until Redis knows of every job; only for BullMQ's queue."""
     if not built.contestant.wire:
         return 0.0
@@ -91,4 +97,6 @@ def settle(built: Rig) -> float:
         if time.monotonic() - began > LIMIT:
             raise BenchError("jobs were run but never finished on the queue")
         time.sleep(0.002)
+    if (completed := built.valkey.completed()) != jobs:
+        raise BenchError(f"{completed} of {jobs} jobs are completed on the queue")
     return time.monotonic() - began

@@ -39,8 +39,11 @@ function flushSoon(now) {
 }
 
 function begin(payload) {
-  const now = process.hrtime.bigint();
   started += 1;
+  if (started > 1 && payload.sent === undefined && payload.hold === undefined) {
+    return;
+  }
+  const now = process.hrtime.bigint();
   if (started === 1) {
     file = fs.openSync(path.join(process.env.BENCH_SLOTS, `${process.pid}.slot`), "w");
     memory.writeBigInt64LE(BigInt(process.pid), 0);

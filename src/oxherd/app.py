@@ -143,7 +143,7 @@ class Service:
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
             store=store, runner=self._gated(self._agents.run), vault=build_vault(settings, store),
-            limits=limits or limits_of(settings),
+            limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)
@@ -302,21 +302,24 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     Raises:
         UsageError: no store is configured and `no_store` was not asked for.
     """
-    from oxherd.worker.shutdown import Shutdown, join_threads
+    from oxherd.worker.shutdown import Shutdown, handlers_ended, run_steps_in_known_threads
 
     store = None if no_store else build_store(settings)
     if store is None and not no_store:
         raise UsageError("no store is configured", hint="set DATABASE_URL, or start with --no-store")
+    executor = run_steps_in_known_threads()
     service = Service(settings, herd, store=store)
-    await service.start()
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
-    shutdown.install()
+    shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
+    await service.start()
     try:
         await shutdown.wait()
     finally:
         await service.close()
-    if not await join_threads():
-        emit(WorkerWarned(message="a plain handler's thread ignores its cancellation: leaving without it"))
+    if not await handlers_ended(executor):
+        emit(WorkerWarned(message="a handler ignores its cancellation: leaving without it"))
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
 
 

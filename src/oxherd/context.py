@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -194,7 +193,7 @@ class Context:
         self._runner = runner
         self._credentials = credentials
         self._hide = hide
-        self._scopes: Counter[str] = Counter()
+        self._scopes: dict[str, int] = {}
         self._seen: set[str] = set()
         self._root = _Scope()
         self._live = False  # once a step has run, which an earlier attempt may have seen fail, others may follow
@@ -310,8 +309,7 @@ class Context:
         The same on every attempt, as long as the handler asks in the same order.
         """
         path = f"{self._scope().prefix}{name}"
-        self._scopes[path] += 1
-        count = self._scopes[path]
+        count = self._scopes[path] = self._scopes.get(path, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
     async def run(self, agent: Any, input: Any) -> Any:  # noqa: A002  the field's word

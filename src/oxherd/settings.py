@@ -492,9 +492,8 @@ def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict
         variables: values of the table's variables.
         inherit: whether those that are not given are this process's own; otherwise they are unset.
     """
-    inherited = {
-        name: value for name, value in os.environ.items() if inherit or name not in {row.name for row in TABLE}
-    }
+    ours = {variable.name for variable in TABLE}
+    inherited = {name: value for name, value in os.environ.items() if inherit or name not in ours}
     return {**inherited, **variables}
 
 

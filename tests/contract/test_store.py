@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import aiohttp
 import asyncpg
@@ -85,6 +88,14 @@ def heard(*types):
         yield events
     finally:
         detach()
+
+
+async def sql_script(url: str, script: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(script)
+    finally:
+        await connection.close()
 
 
 async def sql(url: str, statement: str, *arguments):
@@ -546,10 +557,10 @@ async def test_a_stop_writes_what_waits(store: Store, url: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_database_that_turned_read_only_is_waited_for(kind: str, own_url: str):
+    admin = await asyncpg.connect(own_url, server_settings={"default_transaction_read_only": "off"})
+    await turn(admin, "set default_transaction_read_only = on")
+    lost = asyncio.Event()
     async with opened(kind, own_url) as store:
-        admin = await asyncpg.connect(own_url, server_settings={"default_transaction_read_only": "off"})
-        lost = asyncio.Event()
-        await turn(admin, "set default_transaction_read_only = on")
         with heard(StoreLost, StoreBack) as events:
             detach = attach(lambda _: lost.set(), StoreLost)
             writer = asyncio.create_task(store.record(a_run()))
@@ -558,7 +569,7 @@ async def test_a_database_that_turned_read_only_is_waited_for(kind: str, own_url
             assert not writer.done()
             await turn(admin, "reset default_transaction_read_only")
             assert await writer
-        await admin.close()
+    await admin.close()
     assert [type(event) for event in events] == [StoreLost, StoreBack]
     assert "read-only" in events[0].error
 
@@ -671,6 +682,48 @@ async def test_a_schema_newer_than_the_release_is_fine(kind: str, own_url: str):
         assert await store.record(a_run())
 
 
+async def test_a_login_with_the_grants_of_the_docs_is_enough(own_url: str):
+    worker = re.sub(r"//.*?@", "//oxherd_worker:word@", own_url)
+    grants = documented("create role").replace("'…'", "'word'")
+    await sql_script(own_url, grants)
+    try:
+        async with opened("postgres", worker) as store:
+            assert await store.save_step(a_run().id, 1, a_step())
+            assert (await store.begin(running(fence=2))).steps
+            assert await store.record(a_run(fence=2))
+            assert await store.recent(queue="agent-jobs")
+            assert await store.agent("nobody") is None
+    finally:
+        await sql_script(own_url, "drop owned by oxherd_worker; drop role oxherd_worker")
+
+
+async def test_a_login_without_grants_is_told_so(own_url: str):
+    await sql_script(own_url, "create role bare login password 'word'")
+    try:
+        with pytest.raises(UsageError, match="permission denied") as caught:
+            async with opened("postgres", re.sub(r"//.*?@", "//bare:word@", own_url)):
+                pass
+        assert "docs/database.md" in caught.value.hint
+    finally:
+        await sql_script(own_url, "drop role bare")
+
+
+async def test_old_runs_go_with_their_steps_as_the_docs_say(store: Store, url: str):
+    for number in (1, 2):
+        await store.save_step(a_run(number).id, 1, a_step())
+    await store.record(a_run(1))
+    await store.record(a_run(2, finished_at=time.time_ns() // 1_000_000))
+    await sql_script(url, documented("with gone"))
+    for table, column in (("runs", "id"), ("steps", "run_id")):
+        assert [row[0] for row in await sql(url, f"select {column} from oxherd.{table}")] == [a_run(2).id]
+
+
+def documented(beginning: str) -> str:
+    """The SQL of docs/database.md that begins so."""
+    page = (Path(__file__).parents[2] / "docs" / "database.md").read_text()
+    return next(block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if block.startswith(beginning))
+
+
 class TestOverSupabase:
     async def test_a_legacy_key_works_as_well_as_a_secret_one(self, url: str):
         async with opened("supabase", url, key=LEGACY_KEY) as store:
@@ -719,12 +772,14 @@ class TestOverSupabase:
         status, body = await self._as_anon(url, "POST", "rpc/write_batch", json={"runs": [], "steps": None})
         assert (status, body["code"]) == (401, "42501")
 
-    async def test_anon_still_reads_nothing_when_somebody_grants_it_the_tables(self, own_url: str):
+    async def test_anon_still_gets_nothing_when_somebody_grants_it_the_tables(self, own_url: str):
         async with opened("supabase", own_url) as store:
             assert await store.record(a_run())
         await sql(own_url, "grant usage on schema oxherd to anon")
         await sql(own_url, "grant select on all tables in schema oxherd to anon")
         assert await self._as_anon(own_url, "GET", "runs?select=id") == (200, [])
+        status, body = await self._as_anon(own_url, "POST", "rpc/write_batch", json={"runs": [], "steps": None})
+        assert (status, body["code"]) == (401, "42501")
 
     async def _as_anon(self, url: str, method: str, path: str, **options):
         headers = {"apikey": ANON_KEY, "Accept-Profile": "oxherd", "Content-Profile": "oxherd"}

@@ -26,7 +26,7 @@ from oxherd.codec import encode
 from oxherd.context import Context, Usage
 from oxherd.errors import BudgetExceeded, ModelRefused, RedisRefused, RetryLater, StoreRefused, StoreUnreachable
 from oxherd.store import SpendRow, Store
-from oxherd.store.journal import patiently
+from oxherd.store.outage import patiently
 from oxherd.telemetry.events import InternalFault, SpendUnknown, emit
 
 EVERY = 60.0  # seconds between looks for rows that nobody has settled

@@ -25,7 +25,7 @@ class WorkerProcess:
     Parameters:
         variables: of the settings table; PORT must be one of them, SHUTDOWN_GRACE is 25 s when left out.
         app: its `--app`, or None.
-        log: file for what it writes; this process's stderr when None.
+        log: file for what it writes; this process's own output when None.
         inherit: whether variables that are not given are this process's own.
     """
 

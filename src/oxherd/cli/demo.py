@@ -45,8 +45,8 @@ def demo(
     """Run real agent jobs here and now, everything included.
 
     Starts Valkey, Postgres, a tiny language model and a worker, puts jobs on the queue with BullMQ, prints what comes
-    of them and how they are recorded, and leaves nothing running. Needs no key and no account,
-    and uses none that is set.
+    of them and how they are recorded, and leaves nothing running. Needs no key and no account, and uses none that
+    is set.
     """
     from oxherd.cli.progress import Progress
 
@@ -61,11 +61,11 @@ def demo(
         ended = scene.play()
         seconds = round(time.monotonic() - begun, 1)
         if as_json:
-            print_json({"seconds": seconds, **scene.summary(ended)})
+            print_json({"seconds": seconds, **scene.summary(ended, keep=keep)})
         progress.say(f"\nDone in {seconds} s.")
         scene.point_onwards(keep=keep)
         if keep:
-            scene.keep()
+            scene.wait_for_ctrl_c()
     if not all(each.as_expected for each in ended):
         raise OxherdError("a job did not end as it should have")
 
@@ -73,7 +73,8 @@ def demo(
 def tidy_up_on_any_signal() -> None:
     """Let a closed terminal or a stopped CI job end this as Ctrl-C does, with everything stopped in order."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's doing
+            signal.signal(number, signal.default_int_handler)
 
 
 class Scene:
@@ -137,6 +138,7 @@ class Scene:
             "HOST": "127.0.0.1",
             "PORT": str(free_port()),
         }
+        write_env(self._folder / "env", self._variables)
         # Without this machine's own variables: the demo must not spend a real key or write to a real database.
         worker = WorkerProcess(self._variables, app=APP, log=self._folder / "worker.log", inherit=False)
         self._stack.callback(worker.stop, grace=1)
@@ -241,9 +243,10 @@ class Scene:
         if not self._progress.quiet:
             print_table(RUN_COLUMNS, [run_row(each.run) for each in ended if each.run])
 
-    def summary(self, ended: Sequence[Ended]) -> dict[str, Any]:
+    def summary(self, ended: Sequence[Ended], *, keep: bool) -> dict[str, Any]:
         """For `--json`."""
         return {
+            "env": str(self._folder / "env") if keep else None,
             "producer": self._producer,
             "jobs": [each.summary() for each in ended],
             "runs": [each.run for each in ended],
@@ -259,9 +262,9 @@ class Scene:
         }
         self._progress.say(lines.format(**where))
 
-    def keep(self) -> None:
-        """Keep everything running until Ctrl-C."""
-        write_env(self._folder / "env", self._variables)
+    @staticmethod
+    def wait_for_ctrl_c() -> None:
+        """Keep everything running meanwhile."""
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 

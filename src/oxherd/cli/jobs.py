@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,11 +59,9 @@ async def _jobs(admin: Admin, states: Sequence[str], limit: int) -> list[dict[st
 
 
 def _row(job: dict[str, Any]) -> tuple[object, ...]:
-    started, finished = job["processed_on"], job["finished_on"]
-    took = duration((finished - started) / 1000) if started and finished else None
     reason = shortened(job["failed_reason"]) if job["failed_reason"] else None
     attempts = f"{job['attempts_made']}/{job['attempts']}"
-    return job["id"], job["name"], job["state"], attempts, clock(job["timestamp"]), took, reason
+    return job["id"], job["name"], job["state"], attempts, clock(job["timestamp"]), _took(job), reason
 
 
 @app.command()
@@ -82,19 +80,37 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = F
 
 
 def _show(job: dict[str, Any]) -> None:
-    import orjson
-
-    logs, stacks = job.pop("logs"), job.pop("stacktrace")
-    times = {"timestamp": "added", "processed_on": "started", "finished_on": "finished"}
-    width = max(map(len, job))
-    for name, value in job.items():
-        if value in (None, "", {}, 0) and name != "attempts_made":
-            continue
-        text = clock(value) if name in times else value if isinstance(value, str) else orjson.dumps(value).decode()
-        print(f"{times.get(name, name).replace('_', ' ').ljust(width)}  {text}")
-    for title, texts in (("log", logs), ("stack", stacks)):
+    rows = [(label, text) for label, text in _facts(job) if text not in {None, ""}]
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        print(f"{label.ljust(width)}  {text}")
+    for title, texts in (("log", job["logs"]), ("stack", job["stacktrace"])):
         for text in texts:
             print(f"\n{title}:\n{text.rstrip()}")
+
+
+def _facts(job: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    yield from ((name, job[name]) for name in ("id", "name", "state"))
+    yield "attempts", f"{job['attempts_made']} of {job['attempts']}"
+    yield "workers lost", str(job["stalled"] or "")
+    yield "priority", str(job["priority"] or "")
+    yield "delay", duration(job["delay"] / 1000) if job["delay"] else None
+    yield from (("added", clock(job["timestamp"])), ("started", clock(job["processed_on"])))
+    yield from (("finished", clock(job["finished_on"])), ("took", _took(job)))
+    yield from ((name, _as_text(job[name])) for name in ("progress", "parent", "scheduler"))
+    yield from (("payload", _as_text(job["data"])), ("options", _as_text(job["opts"])))
+    yield from (("result", _as_text(job["returnvalue"])), ("reason", job["failed_reason"]))
+
+
+def _took(job: dict[str, Any]) -> str | None:
+    started, finished = job["processed_on"], job["finished_on"]
+    return duration((finished - started) / 1000) if started and finished else None
+
+
+def _as_text(value: Any) -> str | None:
+    import orjson
+
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 @app.command(epilog="\b\nExample:\n  oxherd jobs tail --json | jq 'select(.event == \"failed\")'")

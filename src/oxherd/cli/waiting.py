@@ -46,12 +46,12 @@ async def wait_for_end(
     """
     missing_before = False
     while True:
-        ending = await _look(admin, job_id)
-        # A job that its producer had removed when it ended is missing too: its events still tell.
-        if ending is not None and (ending.state != "removed" or missing_before):
-            return ending
-        missing_before = ending is not None
-        with contextlib.suppress(TimeoutError, RedisUnreachable):
+        with contextlib.suppress(TimeoutError, RedisUnreachable):  # its links reconnect
+            ending = await _look(admin, job_id)
+            # A job that its producer had removed when it ended is missing too: its events still tell.
+            if ending is not None and (ending.state != "removed" or missing_before):
+                return ending
+            missing_before = ending is not None
             async with asyncio.timeout(LOOK_AGAIN):
                 async for position, event in watcher.events(since):
                     since = position

@@ -12,7 +12,7 @@ from oxherd.clock import wall_ms
 from oxherd.errors import JobNotFound, JobStateError
 from oxherd.job import Job, State
 from oxherd.queue.connection import Link
-from oxherd.queue.consumer import parse
+from oxherd.queue.consumer import parse, text_of
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 
@@ -57,12 +57,14 @@ class Admin:
         return "wait" if state == "waiting" else state
 
     async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
-        """Jobs of one state, the next to run or the newest finished first."""
+        """Jobs of one state, the next to run or the newest finished first; `limit` 0 is all there are."""
         ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
+        places = ("wait", "paused") if state == State.WAIT else (state,)  # a BullMQ v5 pause parks them in `paused`
         reply = await self._link.run(
-            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, state
+            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, *places
         )
-        return [{**_view(job_id.decode(), fields), "state": state} for job_id, fields in reply[0]]
+        found = [entry for group in reply for entry in group][: limit or None]
+        return [{**_view(text_of(job_id), fields), "state": state} for job_id, fields in found]
 
     async def retry(self, job_id: str) -> None:
         """Put a failed or completed job back to be run again; a failed one with its attempts counted anew.
@@ -80,6 +82,8 @@ class Admin:
             raise JobStateError(f"job {job_id} is {state}; only failed or completed jobs can be retried")
         k, failed = self._keys, state == State.FAILED
         fields = await self._link.call(b"HGETALL", k.job(job_id))
+        await self._link.call(b"HDEL", k.job(job_id), b"stc")  # crashes are counted anew, too
+        await self._link.call(b"ZREM", k.cancels, job_id)  # a request that came too late must not meet this run
         job = parse(job_id, fields, "")
         code = await self._link.run(
             script("reprocessJob"), k.job(job_id), k.events, k.state(state), k.wait, k.meta, k.active, k.marker,

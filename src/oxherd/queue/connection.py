@@ -1,6 +1,7 @@
 """One pipelined Redis connection, and the link that keeps it up.
 
-Commands sent in one tick of the event loop leave in one write; replies are matched in order. A command whose reply was
+Commands sent in one tick of the event loop share a few writes, the first of them at once where Redis has nothing to do;
+replies are matched in order. A command whose reply was
 lost is never repeated here: the caller finds out what happened (see `consumer`), since scripts are not idempotent.
 Source: the RESP2 protocol, https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -26,6 +27,7 @@ from oxherd.queue.scripts import Script, script
 from oxherd.settings import RedisTarget
 from oxherd.telemetry.events import InternalFault, RedisBack, RedisLost, RedisRefusedCommand, emit
 
+CHUNK = 32  # commands in one write at most
 CONNECT_TIMEOUT = 5.0  # seconds
 BACKOFF = (0.05, 5.0)  # seconds: first and longest pause between attempts to connect
 UNACKNOWLEDGED_MS = 30_000  # what the peer's kernel may leave unacknowledged before ours gives the connection up
@@ -79,6 +81,8 @@ class Connection(asyncio.Protocol):
         if not self._waiting:
             self._heard_at = mono()
         self._out.append(packed)
+        if not self._waiting or len(self._out) >= CHUNK:
+            self._flush()  # Redis would sit idle while we make the rest of this tick's commands
         self._waiting.append(future)
         return future
 
@@ -98,7 +102,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _flush(self) -> None:
-        if self._transport is not None:
+        if self._out and self._transport is not None:
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
@@ -225,6 +229,7 @@ class Link:
     Parameters:
         target: where Redis is.
         purpose: what it is for, in events and in Redis's CLIENT LIST.
+        client_name: another name for CLIENT LIST.
         on_up: awaited after every connection made, before anybody may use it; returns a number for the event.
         on_push: gets pub/sub messages.
         preload: scripts to load on every new connection.
@@ -243,9 +248,11 @@ class Link:
         preload: tuple[str, ...] = (),
         patience: float | None = None,
         longest_pause: float = BACKOFF[1],
+        client_name: str | None = None,
     ) -> None:
         self._target = target
         self.purpose = purpose
+        self._client_name = client_name or f"oxherd:{purpose}"
         self._on_up = on_up
         self._on_push = on_push
         self._preload = preload
@@ -354,7 +361,7 @@ class Link:
                 self._up.clear()
                 self._lost.set()
 
-        connection = await connect(self._target, f"oxherd:{self.purpose}", on_lost, self._on_push)
+        connection = await connect(self._target, self._client_name, on_lost, self._on_push)
         try:
             for name in self._preload:
                 await connection.send(b"SCRIPT", b"LOAD", script(name).body)

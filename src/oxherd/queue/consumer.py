@@ -26,6 +26,7 @@ from oxherd.settings import RedisTarget
 
 PRELOAD = ("moveToActive", "moveToFinished", "moveToDelayed", "retryJob", "moveJobFromActiveToWait", "renewLeases")
 DEFAULT_STACKS = 10  # stack traces kept on a job whose producer set no stackTraceLimit
+METRICS_KEPT = 20_160  # minutes of finished-job counts that BullMQ's `getMetrics` and Bull Board can show: two weeks
 STALLED_TOO_OFTEN = "job stalled more than allowable limit"  # what the scripts write into `defa`
 
 
@@ -73,12 +74,13 @@ class Consumer:
     ) -> None:
         self.keys = keys
         self.worker = worker
+        self._name = name
         self._lock_ms = lock_ms
         self._holds = holds
         self._adopt = adopt
         self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
         self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD, patience=lock_ms / 3000)
-        self._blocking = Link(target, "marker")
+        self._blocking = Link(target, "marker", client_name=keys.client_name(name))
         k = keys
         self._active_keys = (
             k.wait,
@@ -216,12 +218,12 @@ class Consumer:
                 "lockDuration": self._lock_ms,
                 "attempts": job.attempts,
                 "attemptsMade": job.attempts_made,
-                "maxMetricsSize": "",
+                "maxMetricsSize": METRICS_KEPT,
                 "fpof": bool(opts.get("fpof")),
                 "cpof": bool(opts.get("cpof")),
                 "idof": bool(opts.get("idof")),
                 "rdof": bool(opts.get("rdof")),
-                "name": self.worker,
+                "name": self._name,
             }
         )
         zset, metrics = self._finished[target]
@@ -378,11 +380,13 @@ def parse(job_id: str, fields: list[bytes], token: str) -> Job:
     """Read a job's hash, as HGETALL returns it. Tolerates what a careless producer wrote: odd options count as none."""
     pairs = iter(fields)
     get = dict(zip(pairs, pairs, strict=True)).get
+    opts = _object(get(b"opts"))
+    telemetry = opts.get("tm")
     return Job(
         id=job_id,
         name=(get(b"name") or b"").decode("utf-8", "replace"),
         raw=get(b"data") or b"",
-        opts=_object(get(b"opts")),
+        opts=opts,
         token=token,
         timestamp=_int(get(b"timestamp")),
         processed_on=_int(get(b"processedOn")),
@@ -394,7 +398,7 @@ def parse(job_id: str, fields: list[bytes], token: str) -> Job:
         deferred_failure=_text(get(b"defa")),
         parent_key=_text(get(b"parentKey")),
         scheduler=_text(get(b"rjk")),
-        telemetry=_text(get(b"tm")),
+        telemetry=telemetry if isinstance(telemetry, str) else None,
         stacktrace=_list(get(b"stacktrace")),
     )
 

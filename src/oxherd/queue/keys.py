@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+from typing import Any
+
 from oxherd.errors import PayloadInvalid
 
 STRUCTURAL = frozenset(
@@ -65,12 +68,16 @@ class Keys:
         """The job's lease."""
         return self.job(job_id) + b":lock"
 
+    def client_name(self, worker: str) -> str:
+        """The connection name by which BullMQ's `getWorkers`, and so Bull Board, knows a worker of this queue."""
+        return f"{self._prefix}:{base64.b64encode(self.queue.encode()).decode()}:w:{worker}"
+
     def state(self, name: str) -> bytes:
         """The list or sorted set of a state, by BullMQ's name for it."""
         return self.base + name.encode()
 
 
-def check_job_id(job_id: str) -> str:
+def check_job_id(job_id: Any) -> str:
     """Refuse custom job ids that BullMQ refuses, or that would collide with a key of the queue.
 
     Source: BullMQ `Job.validateOptions`; colons separate key parts, whole numbers are the counter's.
@@ -78,7 +85,7 @@ def check_job_id(job_id: str) -> str:
     Raises:
         PayloadInvalid: naming what is wrong.
     """
-    if not job_id or job_id in STRUCTURAL:
+    if not isinstance(job_id, str) or not job_id or job_id in STRUCTURAL:
         raise PayloadInvalid(f"jobId must not be empty or one of BullMQ's own key names (got {job_id!r})")
     if ":" in job_id:
         raise PayloadInvalid(f"jobId must not hold a colon (got {job_id!r})", hint="use - or . instead")

@@ -27,6 +27,8 @@ SHORT = {
     "keepLogs": "kl",
     "deduplication": "de",
 }
+TELEMETRY = {"metadata": "tm", "omitContext": "omc"}
+OBJECTS = ("backoff", "deduplication", "telemetry", "parent", "repeat")
 ON_CHILD_FAILURE = (
     "failParentOnFailure",
     "continueParentOnFailure",
@@ -84,14 +86,14 @@ class Producer:
     async def add_bulk(self, jobs: Sequence[NewJob]) -> list[str]:
         """Add many jobs in one pipeline and return their ids in order."""
         commands = [self._command(job, self._keys) for job in jobs]
+        await self._load(commands)  # else a Redis that does not know the script is sent it once a job
         replies = await asyncio.gather(*(self._link.run(*command) for command in commands))
         return [_added(reply, job.name) for reply, job in zip(replies, jobs, strict=True)]
 
     async def add_flow(self, root: NewJob) -> str:
         """Add a tree of jobs in one transaction and return the root's id; a parent runs when all its children have."""
         commands, root_id = self._flow(root, parent=None)
-        for name in {command[0].name for command in commands}:
-            await self._link.call(b"SCRIPT", b"LOAD", script(name).body)
+        await self._load(commands)
         sent = [self._link.send(b"MULTI")]
         sent += [self._link.send(b"EVALSHA", loaded.sha, loaded.numkeys, *args) for loaded, *args in commands]
         replies = (await asyncio.gather(*sent, self._link.send(b"EXEC")))[-1]
@@ -129,7 +131,7 @@ class Producer:
         if job_id.isdecimal():
             await self._outnumber(int(job_id))
         opts = {"jobId": job_id, "timestamp": timestamp, "attempts": attempts, "delay": 0}
-        added, *args = _add_standard(k, (_arguments(name, opts, k), data, msgpack.packb(opts)), timestamp)
+        added, *args = _add_standard(k, (_arguments(name, opts, k, timestamp), data, msgpack.packb(opts)), timestamp)
         await self._link.call(b"SCRIPT", b"LOAD", added.body)
         replies = await asyncio.gather(
             self._link.send(b"MULTI"),
@@ -191,6 +193,10 @@ class Producer:
         )
         return removed == 0
 
+    async def _load(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        for name in {command[0].name for command in commands}:
+            await self._link.call(b"SCRIPT", b"LOAD", script(name).body)
+
     def _flow(self, node: NewJob, parent: tuple[Keys, str] | None) -> tuple[list[tuple[Any, ...]], str]:
         keys = self._keys if node.queue is None else self._keys.sibling(node.queue)
         opts = {**node.opts, "jobId": node.opts.get("jobId") or str(uuid4())}
@@ -199,19 +205,21 @@ class Producer:
         commands = [self._command(NewJob(node.name, node.data, opts), keys, is_parent=bool(node.children))]
         for child in node.children:
             commands += self._flow(child, (keys, opts["jobId"]))[0]
+        if node.children:
+            commands.append(_park(keys, opts["jobId"]))
         return commands, opts["jobId"]
 
     def _command(self, job: NewJob, k: Keys, *, is_parent: bool = False) -> tuple[Any, ...]:
-        opts = _checked(job.opts)
+        opts = {"attempts": 0, **_checked(job.opts)}
+        now = opts.get("timestamp") or wall_ms()
         data = encode({} if job.data is None else job.data, what="the payload")
         limit = opts.get("sizeLimit")
         if limit is not None and len(data) > limit:
             raise PayloadInvalid(f"the payload of {job.name!r} has {len(data)} bytes, its sizeLimit is {limit}")
-        args = (_arguments(job.name, opts, k), data, msgpack.packb(_encoded(opts)))
-        now = opts["timestamp"]
+        args = (_arguments(job.name, opts, k, now), data, msgpack.packb(_encoded(opts)))
         if is_parent:
             return (script("addParentJob"), k.meta, k.id, k.delayed, k.waiting_children, k.completed, k.events, *args)
-        if opts["delay"]:
+        if opts.get("delay"):
             return (script("addDelayedJob"), k.marker, k.meta, k.id, k.delayed, k.completed, k.events, *args, now)
         if opts.get("priority"):
             return (
@@ -245,13 +253,14 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         value = opts.get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise PayloadInvalid(f"{name} must be a whole number from {low} to {high} (got {value!r})")
-    if "jobId" in opts and "parent" not in opts and not _is_uuid(opts["jobId"]):
+    if isinstance(opts.get("backoff"), int):
+        opts["backoff"] = {"type": "fixed", "delay": opts["backoff"]}
+    if "jobId" in opts:
         check_job_id(opts["jobId"])
     if sum(bool(opts.get(name)) for name in ON_CHILD_FAILURE) > 1:
         raise PayloadInvalid(f"only one of {', '.join(ON_CHILD_FAILURE)} may be set")
-    if isinstance(opts.get("backoff"), int):
-        opts["backoff"] = {"type": "fixed", "delay": opts["backoff"]}
-    return {"attempts": 0, "delay": 0, "timestamp": wall_ms(), **opts}
+    _check_objects(opts)
+    return opts
 
 
 def _add_standard(k: Keys, args: tuple[Any, ...], now: int) -> tuple[Any, ...]:
@@ -265,14 +274,26 @@ def _is_uuid(text: Any) -> bool:
     return isinstance(text, str) and len(text) == 36 and text.count("-") == 4
 
 
+def _check_objects(opts: Mapping[str, Any]) -> None:
+    for name in OBJECTS:
+        if not isinstance(opts.get(name, {}), Mapping):
+            raise PayloadInvalid(f"{name} must be an object (got {opts[name]!r})")
+    jitter = opts.get("backoff", {}).get("jitter", 0)
+    if not isinstance(jitter, int | float) or not 0 <= jitter <= 1:
+        raise PayloadInvalid(f"the jitter of backoff must be from 0 to 1 (got {jitter!r})")
+    if "deduplication" in opts and not opts["deduplication"].get("id"):
+        raise PayloadInvalid("deduplication needs an id")
+    if "deduplication" in opts and "parent" in opts:
+        raise PayloadInvalid("a child of a flow can't have deduplication")
+
+
 def _encoded(opts: Mapping[str, Any]) -> dict[str, Any]:
     encoded = {SHORT.get(key, key): value for key, value in opts.items() if key != "telemetry"}
-    if "telemetry" in opts:
-        encoded["tm"] = opts["telemetry"]
-    return encoded
+    telemetry = {TELEMETRY[key]: value for key, value in opts.get("telemetry", {}).items() if key in TELEMETRY}
+    return encoded | telemetry
 
 
-def _arguments(name: str, opts: Mapping[str, Any], keys: Keys) -> bytes:
+def _arguments(name: str, opts: Mapping[str, Any], keys: Keys, now: int) -> bytes:
     parent = opts.get("parent")
     parent_key = f"{parent['queue']}:{parent['id']}" if parent else None
     parent_field = {"id": parent["id"], "queueKey": parent["queue"]} if parent else None
@@ -284,7 +305,7 @@ def _arguments(name: str, opts: Mapping[str, Any], keys: Keys) -> bytes:
             keys.base.decode(),
             opts.get("jobId", ""),
             name,
-            opts["timestamp"],
+            now,
             parent_key,
             f"{parent_key}:dependencies" if parent_key else None,
             parent_field,
@@ -293,6 +314,14 @@ def _arguments(name: str, opts: Mapping[str, Any], keys: Keys) -> bytes:
         ]
     )
     return packed
+
+
+def _park(k: Keys, job_id: str) -> tuple[Any, ...]:
+    open_children = k.job(job_id) + b":dependencies"
+    return (
+        script("parkParent"), open_children, k.wait, k.paused, k.prioritized, k.delayed, k.waiting_children, job_id,
+        wall_ms(),
+    )  # fmt: skip
 
 
 def _added(reply: Any, name: str) -> str:

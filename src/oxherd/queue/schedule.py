@@ -6,8 +6,9 @@ fields, as in cron-parser.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgpack
@@ -18,6 +19,9 @@ from oxherd.job import Job
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
+
+_LAST_WEEKDAY = re.compile(r"\b([0-7])L\b", re.IGNORECASE)  # the last Friday: 5L to cron-parser, L5 to croniter
+_LONGEST_CHANGE = timedelta(hours=3)  # more than any clock is ever set back by
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,10 @@ def first_run(repeat: Repeat, now: int) -> int:
     """When a new scheduler fires first, wall ms. Raises PayloadInvalid for a malformed one."""
     if bool(repeat.every) == bool(repeat.pattern):
         raise PayloadInvalid("a schedule needs exactly one of every (ms) and pattern (cron)")
-    return next_match(repeat.pattern, repeat.tz, max(now, repeat.start or 0)) if repeat.pattern else now
+    first = next_match(repeat.pattern, repeat.tz, max(now, repeat.start or 0)) if repeat.pattern else now
+    if repeat.end is not None and first > repeat.end:
+        raise PayloadInvalid("the schedule ends before it fires for the first time")
+    return first
 
 
 def next_match(pattern: str, tz: str | None, after: int) -> int:
@@ -69,32 +76,52 @@ def next_match(pattern: str, tz: str | None, after: int) -> int:
 
     try:
         zone = ZoneInfo(tz) if tz else UTC
-        moment = datetime.fromtimestamp(after / 1000, tz=UTC)
-        found = _next_in_zone(pattern, zone, moment)
+        local = datetime.fromtimestamp(after / 1000, tz=zone)
+        found = _next_local(_LAST_WEEKDAY.sub(r"L\1", pattern), local)
     except (ValueError, KeyError, OSError) as error:
         raise PayloadInvalid(f"the schedule {pattern!r} ({tz or 'UTC'}) can't be read: {error}") from None
     return int(found.timestamp() * 1000)
 
 
-def _next_in_zone(pattern: str, zone: tzinfo, after: datetime) -> datetime:
-    # croniter is an hour off across a clock change, so it is only ever asked in one fixed offset at a time.
-    first = _next_at_offset(pattern, _offset(zone, after), after)
-    if _offset(zone, first) == _offset(zone, after):
-        return first
-    second = _next_at_offset(pattern, _offset(zone, first), after)
-    # Neither is right for a local time that the change skips: it runs as if the clock had not changed.
-    return second if _offset(zone, second) == _offset(zone, first) else first
-
-
-def _next_at_offset(pattern: str, offset: timezone, after: datetime) -> datetime:
-    from croniter import croniter
-
-    found: datetime = croniter(pattern, after.astimezone(offset), second_at_beginning=True).get_next(datetime)
+def _next_local(pattern: str, after: datetime) -> datetime:
+    # As cron-parser has it across a clock change: a local time that is skipped runs as if the clock had not changed;
+    # one that comes twice runs the first time, except for patterns of every hour, which go on through both.
+    found = _next_by_the_clock(pattern, after)
+    if _comes_twice(found) and after.fold and found - after < _LONGEST_CHANGE:
+        if _every_hour(pattern):
+            return found.replace(fold=1)
+        while _comes_twice(found):
+            found = _next_by_the_clock(pattern, found)
+    elif _comes_twice(after) and not after.fold and not _comes_twice(found) and _every_hour(pattern):
+        again = _next_by_the_clock(pattern, _first_twice(after) - timedelta(seconds=1))
+        return again.replace(fold=1) if _comes_twice(again) else found
     return found
 
 
-def _offset(zone: tzinfo, moment: datetime) -> timezone:
-    return timezone(moment.astimezone(zone).utcoffset() or timedelta())
+def _next_by_the_clock(pattern: str, after: datetime) -> datetime:
+    # croniter is an hour off across a clock change, so it only ever sees a clock that does not change.
+    from croniter import croniter
+
+    found: datetime = croniter(pattern, after.replace(tzinfo=UTC), second_at_beginning=True).get_next(datetime)
+    return found.replace(tzinfo=after.tzinfo, fold=0)
+
+
+def _every_hour(pattern: str) -> bool:
+    from croniter import croniter
+
+    return bool(croniter.expand(pattern, second_at_beginning=True)[0][1] == ["*"])
+
+
+def _comes_twice(local: datetime) -> bool:
+    first, second = local.replace(fold=0).utcoffset(), local.replace(fold=1).utcoffset()
+    return first is not None and second is not None and first > second
+
+
+def _first_twice(local: datetime) -> datetime:
+    minute = local.replace(second=0, microsecond=0)
+    while _comes_twice(minute - timedelta(minutes=1)):
+        minute -= timedelta(minutes=1)
+    return minute
 
 
 async def make_next(link: Link, k: Keys, job: Job) -> str | None:
@@ -108,12 +135,14 @@ async def make_next(link: Link, k: Keys, job: Job) -> str | None:
     repeat = job.opts.get("repeat")
     if job.scheduler is None or not isinstance(repeat, dict):
         return None
+    if not job.id.startswith(f"repeat:{job.scheduler}:"):
+        raise PayloadInvalid("it was made by a BullMQ before version 5: make a job scheduler in its place")
     now = max(wall_ms(), int(job.opts.get("prevMillis") or 0))
     count = int(repeat.get("count") or 0) + 1
-    if count > int(repeat.get("limit") or count) or now > _ms(repeat.get("endDate"), now):
-        return None
     pattern = repeat.get("pattern")
     next_ms = next_match(pattern, repeat.get("tz"), max(now, _ms(repeat.get("startDate"), 0))) if pattern else now
+    if count > int(repeat.get("limit") or count) or next_ms > _ms(repeat.get("endDate"), next_ms):
+        return None
     opts = {
         **job.opts,
         "repeat": {**repeat, "count": count},
@@ -123,6 +152,7 @@ async def make_next(link: Link, k: Keys, job: Job) -> str | None:
         "prevMillis": next_ms,
         "repeatJobKey": job.scheduler,
     }
+    await link.insist(script("keepTemplate"), k.repeat + b":" + job.scheduler.encode(), job.raw)
     made = await link.insist(
         script("updateJobScheduler"), k.repeat, k.delayed, k.wait, k.paused, k.meta, k.prioritized, k.marker, k.id,
         k.events, k.pc, k.job(job.id), k.active, next_ms, job.scheduler, job.raw or b"{}", msgpack.packb(opts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,19 @@ from pathlib import Path
 from oxherd.errors import OxherdError
 
 _OURS = Path(__file__).parent / "lua"
+
+# BullMQ 5 pauses a queue by renaming `wait` to `paused`, and resumes it by renaming that back, over whatever `wait` has
+# by then. The packaged scripts are of BullMQ 6, which puts jobs into `wait` at any time: a job that we give back during
+# such a pause would be lost. So while a queue is paused they push to `paused`, which both versions bring back.
+_PUSH_TO_WAIT = re.compile(rb'rcall\((pushCmd|"LPUSH"), targetKey, jobId\)')
+_PARKED = b"""local function parked(key)
+  local queue = string.match(key, '^(.*:)wait$')
+  if queue and redis.call('HEXISTS', queue .. 'meta', 'paused') == 1 then
+    return queue .. 'paused'
+  end
+  return key
+end
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +51,32 @@ def script(name: str) -> Script:
     Raises:
         OxherdError: no such script in the installed `bullmq` package.
     """
+    path = _file(name)
+    return _loaded(path, _parking(path.read_bytes()))
+
+
+def _file(name: str) -> Path:
     for folder in (_OURS, _bullmq_commands()):
         for path in folder.glob(f"{name}-*.lua"):
-            return read_script(path)
+            return path
     raise OxherdError(
         f"the installed bullmq package has no script {name}", hint="install the locked version: bullmq 3.4.4"
     )
 
 
 def read_script(path: Path) -> Script:
-    """Read a script from `<name>-<number of keys>.lua`."""
+    """Read a script of ours from `<name>-<number of keys>.lua`."""
+    return _loaded(path, path.read_bytes())
+
+
+def _loaded(path: Path, body: bytes) -> Script:
     name, _, numkeys = path.stem.rpartition("-")
-    body = path.read_bytes()
     return Script(name, body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(), numkeys.encode())
+
+
+def _parking(body: bytes) -> bytes:
+    body, pushes = _PUSH_TO_WAIT.subn(rb"rcall(\1, parked(targetKey), jobId)", body)
+    return _PARKED + body if pushes else body
 
 
 @cache

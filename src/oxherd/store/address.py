@@ -85,7 +85,7 @@ class Address:
                 return hint
         if self.shown.startswith("db.") and ".supabase.co" in self.shown:
             return "Supabase's direct address is IPv6 only: use the session pooler's, see docs/database.md"
-        return "check that it is running and that DATABASE_URL names the right host, port and sslmode"
+        return "check that it is running and that DATABASE_URL names the right host, port, sslmode and certificates"
 
 
 HINTS: tuple[tuple[type[asyncpg.PostgresError], str], ...] = (
@@ -139,4 +139,6 @@ def _reason(error: BaseException) -> str:
         return f"{error.message} ({error.sqlstate})"  # not str(error): its details quote rows
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, asyncpg.InternalClientError):
+        return "the server ended the session"  # asyncpg noticed in the middle and speaks of its own states
     return str(error) or type(error).__name__

@@ -10,11 +10,13 @@ import orjson
 
 from oxherd.errors import StoreRefused
 from oxherd.store import CredentialRow
-from oxherd.store.journal import patiently
+from oxherd.store.outage import Outage
 
 
 class Credentials(ABC):
     """The part of a store that keeps credentials; a subclass brings the way to the database."""
+
+    _outage: Outage
 
     @abstractmethod
     async def ask_credentials(self, function: str, request: bytes) -> bytes | str:
@@ -33,7 +35,9 @@ class Credentials(ABC):
     async def get_credential(self, tenant: str, name: str) -> str | None:
         """One envelope, or None. Waits while the database is away."""
         request = {"tenant": tenant, "name": name}
-        found: str | None = (await patiently(lambda: self._requested("get_credential", request)))["envelope"]
+        found: str | None = (await self._outage.patiently(lambda: self._requested("get_credential", request)))[
+            "envelope"
+        ]
         return found
 
     async def remove_credential(self, tenant: str, name: str) -> bool:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import orjson
 
 from oxherd.context import Step
-from oxherd.errors import StoreRefused, StoreUnreachable
+from oxherd.errors import StoreRefused
 from oxherd.store import Begun, RunRecord
 from oxherd.store.flush import Flusher, Refused, RunWrite, StepWrite
-from oxherd.store.outage import Outage, pauses
+from oxherd.store.outage import Outage
 from oxherd.store.rows import begun, scrubbed, to_json
-
-T = TypeVar("T")
 
 
 class JournalStore(ABC):
@@ -39,6 +35,16 @@ class JournalStore(ABC):
     @abstractmethod
     async def begin_run(self, run: bytes) -> bytes | str:
         """Call `oxherd.begin_run`. Raises StoreRefused where the row is at fault, else StoreUnreachable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of every connection. Twice is fine."""
+
+    async def stop(self) -> None:
+        """Write what waits, for at most 5 seconds, then close. Twice is fine."""
+        await self._flusher.stop()
+        self._outage.give_up()
+        await self.close()
 
     @property
     def waiting(self) -> int:
@@ -79,13 +85,3 @@ class JournalStore(ABC):
     async def _write(self, runs: bytes | None, steps: bytes | None) -> Refused:
         answer = orjson.loads(await self.write_batch(runs, steps))
         return Refused(answer["runs"] or (), answer["steps"] or ())
-
-
-async def patiently(read: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a read until the database answers. Reads say nothing about whether writes are failing: no events."""
-    for pause in pauses():
-        try:
-            return await read()
-        except StoreUnreachable:
-            await asyncio.sleep(pause)
-    raise AssertionError("pauses never end")

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import asyncpg
 
-from oxherd.errors import UsageError
+from oxherd.errors import OxherdError, UsageError
 from oxherd.store.address import FAULTS, Address, parse
+
+# What a statement itself can be at fault for; the rest is the connection's or the server's fault.
+MISFITS = (asyncpg.SyntaxOrAccessError, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -106,6 +109,7 @@ async def migrate(database_url: str) -> list[Migration]:
     Raises:
         StoreUnreachable: the database did not answer.
         UsageError: an applied migration's file was edited, or the login may not change the schema.
+        OxherdError: a migration does not fit what the database has; nothing of it was applied.
     """
     address = parse(database_url)
     connection = await address.connect()
@@ -133,7 +137,8 @@ async def status(database_url: str) -> list[MigrationState]:
     address = parse(database_url)
     connection = await address.connect()
     try:
-        return _states(await _applied(connection))
+        async with connection.transaction(readonly=True):
+            return _states(await _applied(connection))
     except asyncpg.InsufficientPrivilegeError as error:
         raise _may_not(address, error) from None
     except FAULTS as error:
@@ -187,15 +192,25 @@ async def _run_next(connection: Connection) -> Migration | None:
         _refuse_drift(applied)
         migration = next((each for each in migrations() if each.number not in applied), None)
         if migration is not None:
-            await connection.execute(migration.text)
-            await connection.execute(
-                "insert into oxherd.migrations (number, name, checksum) values ($1, $2, $3)",
-                migration.number,
-                migration.name,
-                migration.checksum,
-            )
-            await connection.execute(RELOAD)
+            await _run(connection, migration)
         return migration
+
+
+async def _run(connection: Connection, migration: Migration) -> None:
+    try:
+        await connection.execute(migration.text)
+    except MISFITS as error:
+        raise OxherdError(
+            f"migration {migration.name} does not fit this database: {error.message} ({error.sqlstate})",
+            hint="nothing of it was applied; was something named like it made in schema oxherd by hand?",
+        ) from None
+    await connection.execute(
+        "insert into oxherd.migrations (number, name, checksum) values ($1, $2, $3)",
+        migration.number,
+        migration.name,
+        migration.checksum,
+    )
+    await connection.execute(RELOAD)
 
 
 async def _lock(connection: Connection) -> None:

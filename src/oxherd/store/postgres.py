@@ -14,7 +14,7 @@ from oxherd.errors import StoreUnreachable, UsageError
 from oxherd.store import KeptAgent
 from oxherd.store.address import CONNECT_SECONDS, FAULTS, parse
 from oxherd.store.credentials import Credentials
-from oxherd.store.journal import JournalStore, patiently
+from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
@@ -75,14 +75,9 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline):
         try:
             require_version(await self._schema_version())
         except BaseException:
-            await self._close()
+            await self.close()
             raise
         self._flusher.start()
-
-    async def stop(self) -> None:
-        """Write what waits, for at most 5 seconds, then close. Twice is fine."""
-        await self._flusher.stop()
-        await self._close()
 
     async def write_batch(self, runs: bytes | None, steps: bytes | None) -> str:
         """Write runs and steps in one transaction. Raises StoreRefused or StoreUnreachable."""
@@ -96,7 +91,7 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline):
     async def agent(self, name: str, version: int | None = None) -> KeptAgent | None:
         """An agent in the `agents` table, or one of its versions, or None. Waits while the database is away."""
         question = ("agent", name) if version is None else ("agent_version", name, version)
-        rows = await patiently(lambda: self._rows(*question))
+        rows = await self._outage.patiently(lambda: self._rows(*question))
         return KeptAgent(rows[0]["version"], orjson.loads(rows[0]["definition"])) if rows else None
 
     async def ask_credentials(self, function: str, request: bytes) -> str:
@@ -122,16 +117,16 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline):
         return [shown(dict(row)) for row in await self._rows(name, queue, limit, status)]
 
     async def _schema_version(self) -> int:
-        async with self._connection() as connection:
-            try:
-                return cast(int, await connection.fetchval(statement("schema_version")))
-            except NO_SCHEMA:
-                return 0
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise UsageError(
-                    f"Postgres at {self._address.shown}: {error.message}",
-                    hint="log in as the schema's owner, or grant what docs/database.md lists",
-                ) from None
+        try:
+            async with self._connection() as connection, self._transaction(connection):
+                return cast(int, await connection.fetchval(statement("schema_version"), timeout=STATEMENT_SECONDS))
+        except NO_SCHEMA:
+            return 0
+        except asyncpg.InsufficientPrivilegeError as error:
+            refused = self._address.unreachable(error)
+            raise UsageError(refused.message, hint=refused.hint) from None
+        except FAULTS as error:
+            raise self._address.unreachable(error) from None
 
     async def _value(self, name: str, *arguments: Any) -> Any:
         return await self._ask(lambda connection: connection.fetchval(
@@ -169,7 +164,8 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline):
         finally:
             await self._pool.release(connection)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Let go of every connection. Twice is fine."""
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -16,7 +16,7 @@ from oxherd.settings import Secret
 from oxherd.store import KeptAgent
 from oxherd.store.address import is_row_fault
 from oxherd.store.credentials import Credentials
-from oxherd.store.journal import JournalStore, patiently
+from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
@@ -89,17 +89,12 @@ class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
         try:
             require_version(await self._schema_version())
         except _NotSetUp as error:
-            await self._close()
+            await self.close()
             raise UsageError(error.message, hint=error.hint) from None
         except BaseException:
-            await self._close()
+            await self.close()
             raise
         self._flusher.start()
-
-    async def stop(self) -> None:
-        """Write what waits, for at most 5 seconds, then close. Twice is fine."""
-        await self._flusher.stop()
-        await self._close()
 
     async def write_batch(self, runs: bytes | None, steps: bytes | None) -> bytes:
         """Write runs and steps in one transaction. Raises StoreRefused or StoreUnreachable."""
@@ -114,7 +109,7 @@ class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
         table, filters = "agents", [("name", f"eq.{name}")]
         if version is not None:
             table, filters = "agent_versions", [*filters, ("version", f"eq.{version}")]
-        rows = await patiently(lambda: self._select(table, ("select", "version,definition"), *filters))
+        rows = await self._outage.patiently(lambda: self._select(table, ("select", "version,definition"), *filters))
         return KeptAgent(**rows[0]) if rows else None
 
     async def ask_credentials(self, function: str, request: bytes) -> bytes:
@@ -181,7 +176,8 @@ class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
         kind = _NotSetUp if code in NOT_SET_UP else StoreUnreachable
         return kind(f"Supabase at {self._host}: {message} ({code or status})", hint=hint)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Let go of every connection. Twice is fine."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()

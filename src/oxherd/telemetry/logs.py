@@ -144,6 +144,10 @@ def _took(ms: float) -> str:
     return f"{ms // 60_000:.0f} min {ms % 60_000 / 1000:.0f} s"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _job_ended(event: events.JobEnded) -> str:
     text = f"{event.job} {event.id} {event.outcome.replace('_', ' ')} in {_took(event.run_ms)}"
     return f"{text}: {event.reason}" if event.reason else text
@@ -161,11 +165,11 @@ LINES: dict[type[Event], _Line] = {
     events.WorkerStarted: _Line(lambda e: f"Started processing jobs from queue: {e.queue}", _told("queue")),
     events.WorkerWarned: _Line(lambda e: e.message),
     events.WorkerDraining: _Line(
-        lambda e: f"Draining ({e.reason}): {e.in_flight} jobs running, {e.grace_s:g} s to finish",
+        lambda e: f"Draining ({e.reason}): {_count(e.in_flight, 'job')} running, {e.grace_s:g} s to finish",
         _told("reason", "in_flight", "grace_s"),
     ),
     events.WorkerStopped: _Line(
-        lambda e: f"Stopped: {e.finished} jobs finished, {e.handed_back} handed back",
+        lambda e: f"Stopped: {_count(e.finished, 'job')} finished, {e.handed_back} handed back",
         _told("finished", "handed_back"),
     ),
     events.JobStarted: _Line(lambda e: f"{e.job} {e.id} started", _told("job", "id")),
@@ -185,7 +189,7 @@ LINES: dict[type[Event], _Line] = {
     events.StoreLost: _Line(lambda e: f"Write failed, trying again: {e.error}", _told("error")),
     events.StoreBack: _Line(lambda e: f"Takes writes again after {e.seconds:.1f} s", _told("seconds")),
     events.StoreFlushed: _Line(
-        lambda e: f"{e.rows} rows written in {_took(e.seconds * 1000)}", _told("rows", "seconds")
+        lambda e: f"{_count(e.rows, 'row')} written in {_took(e.seconds * 1000)}", _told("rows", "seconds")
     ),
     events.LoopBlocked: _Line(lambda e: f"Event loop blocked, so far for {e.seconds:.2f} s, by:", _told("seconds")),
     events.GateChanged: _Line(

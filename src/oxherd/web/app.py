@@ -82,6 +82,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # now, not in uvicorn's own time: whoever reads "Started" may ask at once
     except OSError as error:
         bound.close()
         raise UsageError(

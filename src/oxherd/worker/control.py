@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oxherd.queue.connection import Connection, Link
+from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
 from oxherd.settings import RedisTarget
 
@@ -50,20 +51,20 @@ class Control:
         await connection.send(b"SUBSCRIBE", self._keys.control)
         # Subscribed first, then read: a request made in between is seen by one or the other.
         for job_id in await self._ask(b"ZRANGE", self._keys.cancels, 0, -1):
-            self._on_cancel(job_id.decode())
+            self._on_cancel(text_of(job_id))
         await self._read_gate()
         return 0
 
     async def _read_gate(self) -> None:
         assert self._ask is not None
         reason = await self._ask(b"GET", self._keys.gate)
-        self._on_gate(None if reason is None else reason.decode())
+        self._on_gate(None if reason is None else reason.decode("utf-8", "replace"))
 
     def _hear(self, message: list[Any]) -> None:
         kind, _, text = message
         if kind != b"message":
             return
-        word, _, rest = text.decode().partition(" ")
+        word, _, rest = text_of(text).partition(" ")
         if word == "cancel":
             self._on_cancel(rest)
         elif word == "gate":

@@ -24,10 +24,11 @@ from oxherd.settings import Secret
 from oxherd.store import RunRecord, Store
 from oxherd.telemetry import logs
 from oxherd.vault.vault import NO_VAULT, Vault
-from oxherd.worker.handlers import Handler, find_handler, read_payload
+from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
 from oxherd.worker.retry import outcome_of
 
-THREADS = "oxherd-handler"  # how the threads of plain handlers are named
+THREADS = "oxherd-handler"  # how the names of plain handlers' threads begin
+TASKS = "job-"  # how the names of handlers' tasks begin
 STATUS = {
     Done: "completed",
     Fail: "failed",
@@ -56,6 +57,7 @@ class Running:
         task: the handler's task while it runs.
         thread: the handler's thread while a plain function runs.
         recorded: whether its start is in the store.
+        finished: whether its result was in the store before it ran.
         told_at: monotonic seconds at which the handler was last told to stop.
         secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
     """
@@ -69,6 +71,7 @@ class Running:
     task: asyncio.Task[Any] | None = None
     thread: _Thread | None = None
     recorded: bool = False
+    finished: bool = False
     told_at: float = 0.0
     secrets: logs.Redactor | None = None
 
@@ -128,6 +131,7 @@ class Executor:
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
         threads: how many plain (not async) handlers may run at once.
         crash_limit: how many times a job may lose its worker before it is quarantined.
+        hide: takes known secrets out of a text; errors and stacks go through it before they go anywhere.
     """
 
     def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
@@ -144,6 +148,7 @@ class Executor:
         idle_timeout: float,
         threads: int,
         crash_limit: int,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.handlers = handlers
         self._store = store
@@ -155,6 +160,7 @@ class Executor:
         self._timeout = timeout
         self._idle_timeout = idle_timeout
         self._crash_limit = crash_limit
+        self._hide = hide
         self._pool = ThreadPoolExecutor(max_workers=min(threads, 512), thread_name_prefix=THREADS)
 
     def close(self) -> None:
@@ -166,20 +172,22 @@ class Executor:
         outcome = await self._outcome(running)
         if isinstance(running.stop, LeaseLost):
             return Drop()
-        if self._store is not None and not isinstance(outcome, Drop):
+        if self._store is not None and not isinstance(outcome, Drop) and not running.finished:
             outcome = await self._recorded(self._store, running, outcome)
         return outcome
 
     async def _outcome(self, running: Running) -> Outcome:
         retries = 0
         try:
+            # First of all: what is done already is delivered, also where the job could not be run any more.
+            steps, finished = await self._claim(running)
+            if finished is not None:
+                running.finished = True
+                return Done(finished)
             _refuse_deferred(running.job, self._crash_limit)
             handler = find_handler(self.handlers, running.job.name)
             retries = handler.retries
             payload, tenant = read_payload(handler, running.job.raw, partial(self._unseal, running))
-            steps, finished = await self._claim(running, tenant)
-            if finished is not None:
-                return Done(finished)
             return Done(await self._run(running, handler, payload, tenant, steps))
         except Exception as error:  # noqa: BLE001  whatever a handler raises is an outcome
             return self._interrupted(running, error, retries)
@@ -195,7 +203,7 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
-        return outcome_of(stop or error, running.job, retries=retries, hide=running.hide)
+        return outcome_of(stop or error, running.job, retries=retries, hide=partial(self._without_secrets, running))
 
     def _unseal(self, running: Running, data: dict[str, Any], job: str, tenant: str | None) -> None:
         for secret in self._vault.open_fields(data, job=job, tenant=tenant):
@@ -206,11 +214,14 @@ class Executor:
         running.keep_secret(value)
         return value
 
-    async def _claim(self, running: Running, tenant: str | None) -> tuple[Sequence[Step], bytes | None]:
+    def _without_secrets(self, running: Running, text: str) -> str:
+        return self._hide(running.hide(text))
+
+    async def _claim(self, running: Running) -> tuple[Sequence[Step], bytes | None]:
         job = running.job
         if self._store is None or job.attempts_started == 1:
             return (), None  # the first attempt has nothing to replay and nobody to fence off
-        begun = await self._store.begin(self._record(running, "running", tenant=tenant))
+        begun = await self._store.begin(self._record(running, "running", tenant=tenant_of(job.raw)))
         running.recorded = True
         if not begun.allowed:
             raise LeaseLost(f"a later attempt of job {job.id} has begun")
@@ -240,7 +251,9 @@ class Executor:
             if handler.is_async
             else self._in_thread(running, handler, context, payload)
         )
-        running.task = asyncio.get_running_loop().create_task(_contained(context, call), name=f"job-{running.job.id}")
+        running.task = asyncio.get_running_loop().create_task(
+            _contained(context, call), name=f"{TASKS}{running.job.id}"
+        )
         try:
             value = await running.task
         except asyncio.CancelledError:
@@ -355,8 +368,16 @@ class _RunJournal:
         """Keep a step; returns when it is durable."""
         if self._store is None:
             return
-        if not await self._store.save_step(self._run_id, self._running.job.fence, step):
-            raise LeaseLost(f"a later attempt of job {self._running.job.id} has begun")
+        job = self._running.job
+        if not await self._store.save_step(self._run_id, job.fence, step, attempt_started_at=job.processed_on):
+            raise LeaseLost(f"a later attempt of job {job.id} has begun")
+
+
+class _Told(JobCancelled):
+    """JobCancelled as it can be raised in another thread: from its class alone."""
+
+    def __init__(self) -> None:
+        super().__init__("told to stop")
 
 
 class _Thread:
@@ -392,6 +413,6 @@ class _Thread:
         with self._lock:
             if self._ident is None:
                 return False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(JobCancelled))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(_Told))
             first, self._told = not self._told, True
             return first

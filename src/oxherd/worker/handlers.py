@@ -127,8 +127,7 @@ def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -
         raise PayloadInvalid(f"the payload is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise PayloadInvalid(f"the payload must be a JSON object, it is {_json_type(data)}")
-    tenant = data.get("tenant")
-    tenant = tenant if isinstance(tenant, str) else None
+    tenant = _tenant_in(data)
     if RAW_MARK in raw:
         unseal(data, handler.name, tenant)
         raw = encode(data)
@@ -138,6 +137,19 @@ def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -
         return handler.payload.validate_json(raw), tenant
     except ValidationError as error:
         raise PayloadInvalid(_explain(error)) from None
+
+
+def tenant_of(raw: bytes) -> str | None:
+    """The `tenant` in a payload that nobody has validated yet."""
+    try:
+        return _tenant_in(decode(raw))
+    except ValueError:
+        return None
+
+
+def _tenant_in(data: Any) -> str | None:
+    tenant = data.get("tenant") if isinstance(data, dict) else None
+    return tenant if isinstance(tenant, str) else None
 
 
 def _json_type(data: Any) -> str:

@@ -7,18 +7,14 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from oxherd.worker.executor import THREADS
+from oxherd.clock import mono
+from oxherd.worker.executor import TASKS, THREADS
 from oxherd.worker.worker import Worker
-
-EXIT_CODES = {
-    0: "fine: drained, everything finished or handed back",
-    1: "found a problem",
-    2: "wrong use: a variable, an argument or the --app module",
-    3: "a service could not be reached",
-    130: "stopped by a third signal without waiting for anything",
-}
 
 
 class Shutdown:
@@ -64,20 +60,33 @@ class Shutdown:
             os._exit(130)
 
 
-async def join_threads(patience: float = 1.0) -> bool:
-    """Wait for the threads of plain handlers and steps. False: one of them goes on, whatever it was told.
+def run_steps_in_known_threads() -> ThreadPoolExecutor:
+    """Give the loop an executor whose threads can be told from others; `handlers_ended` wants it."""
+    executor = ThreadPoolExecutor(thread_name_prefix=THREADS)
+    asyncio.get_running_loop().set_default_executor(executor)
+    return executor
+
+
+async def handlers_ended(executor: ThreadPoolExecutor, patience: float = 1.0) -> bool:
+    """Wait for what is left of handlers. False: one goes on, whatever it was told, and would keep the process alive.
 
     Parameters:
+        executor: where plain steps run.
         patience: seconds.
     """
-    try:
-        async with asyncio.timeout(patience):
-            await asyncio.get_running_loop().shutdown_default_executor()
-            while any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        return False
-    return True
+    # Not the loop's own shutdown_default_executor: where that one gives up, it joins the threads all the same.
+    executor.shutdown(wait=False, cancel_futures=True)
+    deadline = mono() + patience
+    while busy := _handlers_go_on():
+        if mono() > deadline:
+            break
+        await asyncio.sleep(0.01)
+    return not busy
+
+
+def _handlers_go_on() -> bool:
+    threads = any(thread.name.startswith(THREADS) for thread in threading.enumerate())
+    return threads or any(task.get_name().startswith(TASKS) for task in asyncio.all_tasks())
 
 
 def print_stacks() -> None:
@@ -85,5 +94,17 @@ def print_stacks() -> None:
     tasks = asyncio.all_tasks()
     sys.stderr.write(f"--- {len(tasks)} tasks ---\n")
     for task in sorted(tasks, key=lambda task: task.get_name()):
-        task.print_stack(file=sys.stderr)
+        sys.stderr.write(task.get_name() + "\n" + "".join(_stack(task)))
     sys.stderr.flush()
+
+
+def _stack(task: asyncio.Task[Any]) -> list[str]:
+    """A task's whole stack. Its own `print_stack` ends at the first `await`, before anything of interest."""
+    waits_in: Any = task.get_coro()
+    lines: list[str] = []
+    while waits_in is not None:
+        frame = getattr(waits_in, "cr_frame", None) or getattr(waits_in, "gi_frame", None)
+        if frame is not None:
+            lines += traceback.format_list(traceback.extract_stack(frame, limit=1))
+        waits_in = getattr(waits_in, "cr_await", None) or getattr(waits_in, "gi_yieldfrom", None)
+    return lines

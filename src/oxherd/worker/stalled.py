@@ -1,16 +1,22 @@
-"""Giving dead workers' jobs back: one watcher per queue looks at the leases and sweeps right after one runs out."""
+"""Giving dead workers' jobs back: one watcher per queue looks at the leases and sweeps right after one runs out.
+
+It also notices work that waits while nobody was told, since the worker that was told died.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import traceback
+from collections.abc import Callable
 
-from oxherd.clock import wall_ms
+from oxherd.clock import mono, wall_ms
 from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.connection import Link
+from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
-from oxherd.telemetry.events import JobStalled, emit
+from oxherd.telemetry.events import InternalFault, JobStalled, emit
 
 SLACK = 0.25  # seconds after a lease's end before we look: its owner's clock and ours are one, Redis's
 SWEEP_EVERY_MS = 1  # our own throttle key: BullMQ's would let a Node worker's check delay ours by 30 s
@@ -25,14 +31,30 @@ class Stalled:
         worker: this worker's id.
         interval: seconds between looks while nothing is about to run out.
         crash_limit: how many times a job may lose its worker before it is quarantined.
+        lock_ms: how long a lease lasts without renewal.
+        on_work: called where work waits: the worker fetches, whatever it is waiting for.
     """
 
-    def __init__(self, link: Link, keys: Keys, *, worker: str, interval: float, crash_limit: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        *,
+        worker: str,
+        interval: float,
+        crash_limit: int,
+        lock_ms: int,
+        on_work: Callable[[], None],
+    ) -> None:
         self._link = link
         self._keys = keys
         self._worker = worker
         self._interval = interval
         self._crash_limit = crash_limit
+        self._lock_ms = lock_ms
+        self._on_work = on_work
+        self._reconnects = 0
+        self._wary_until = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -52,6 +74,9 @@ class Stalled:
                 pause = await self._look()
             except (RedisUnreachable, RedisRefused):
                 pause = 1.0
+            except Exception:  # noqa: BLE001  our own fault: without a watcher no dead worker's job comes back
+                emit(InternalFault(where="stalled", stack=traceback.format_exc()))
+                pause = self._interval
             await asyncio.sleep(pause)
 
     async def _look(self) -> float:
@@ -60,13 +85,27 @@ class Stalled:
         hold_ms = int((self._interval + 2) * 1000)
         watching: int
         seen: list[int]
-        watching, *seen = await self._link.run(script("watchActive"), k.active, k.watch, k.base, self._worker, hold_ms)
+        watching, *seen = await self._link.run(
+            script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker, k.base,
+            self._worker, hold_ms, wall_ms(),
+        )  # fmt: skip
         if not watching:
             return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)
-        soonest, bare = seen
+        soonest, bare, waits = seen
+        if waits:
+            self._on_work()
+        if bare and (wary := self._wary_for()):
+            return min(wary, self._interval)
         if bare:
             await self._sweep()
         return self._interval if soonest < 0 else min(soonest / 1000 + SLACK, self._interval)
+
+    def _wary_for(self) -> float:
+        """Seconds for which leases that ran out may still be taken back by owners that were cut off as we were."""
+        if self._link.reconnects != self._reconnects:
+            self._reconnects = self._link.reconnects
+            self._wary_until = mono() + self._lock_ms / 3000
+        return max(self._wary_until - mono(), 0.0)
 
     async def _sweep(self) -> None:
         # BullMQ's script marks on the first pass and moves what is still without a lease on the second.
@@ -77,5 +116,5 @@ class Stalled:
                 k.events, k.repeat, self._crash_limit, k.base, wall_ms(), SWEEP_EVERY_MS,
             )  # fmt: skip
             for job_id in moved:
-                emit(JobStalled(id=job_id.decode()))
+                emit(JobStalled(id=text_of(job_id)))
             await asyncio.sleep(0.005)  # our throttle is 1 ms

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -48,8 +48,11 @@ SHORT_WAIT = 5.0  # seconds of the first wait after work ran out
 MAXED_WAIT = 5.0  # seconds between looks while the queue's own concurrency limit holds jobs back: it sends no marker
 PAUSED_WAIT = 30.0  # seconds between looks while somebody paused the queue; a resume sends a marker
 LAST_FETCH = 5.0  # seconds that a stopping worker waits for the reply to its last fetch
+TIDY_UP = 3.0  # seconds that interrupted handlers have before their jobs are handed back over their heads
+LAST_WORD = 2.0  # seconds that this may take
 REFUSED_PAUSE = 0.2  # seconds after fetches of which none was answered
 AGAIN = 2.0  # seconds that a handler has for tidying up before it is told to stop once more
+EARLY_MS = 60_000  # how long a request to cancel a job that does not run here is remembered
 WATCH = 0.25  # seconds between looks at time limits
 SHOWN_AFTER = 0.5  # seconds after which a running job is recorded as running
 LARGEST_BURST = 64  # fetches in one write
@@ -94,6 +97,7 @@ class Worker:
         runner: runs agents for handlers.
         vault: has their credentials and opens sealed fields.
         limits: the numbers.
+        hide: takes known secrets out of the text of errors.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Worker:
         runner: AgentRunner,
         vault: Vault = NO_VAULT,
         limits: Limits,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.id = uuid4().hex
         self.keys = keys
@@ -118,6 +123,7 @@ class Worker:
         self.fetched_at = mono()
         self._slots = 0
         self._take_fails = False
+        self._early_cancels: dict[str, int] = {}
         self._room = asyncio.Event()
         self._opened = asyncio.Event()
         self._idle = asyncio.Event()
@@ -131,12 +137,13 @@ class Worker:
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
         self.stalled = Stalled(
-            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit
-        )
+            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
+            lock_ms=limits.lock_ms, on_work=self._stop_waiting,
+        )  # fmt: skip
         self.executor = Executor(
             handlers, store=store, wire=self, runner=runner, vault=vault, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
-            crash_limit=limits.crash_limit,
+            crash_limit=limits.crash_limit, hide=hide,
         )  # fmt: skip
 
     # -- lifecycle
@@ -165,6 +172,9 @@ class Worker:
         if self.stopping:
             return
         self.stopping = True
+        if not self._loops:
+            await self._close()  # it never began: nothing to drain, nothing to tell
+            return
         emit(WorkerDraining(reason=reason, in_flight=len(self.running), grace_s=grace))
         await self._stop_taking()
         await self._drain(grace)
@@ -186,8 +196,9 @@ class Worker:
         self._room.set()
         self._stop_waiting()
         # A fetch that is under way may bring jobs: they are ours to run or to hand back.
-        if self._loops and self.consumer.link.is_up:
-            await asyncio.wait(self._loops[:1], timeout=LAST_FETCH)
+        deadline = mono() + LAST_FETCH
+        while self.taking and self.consumer.link.is_up and mono() < deadline:
+            await asyncio.wait(self._loops[:1], timeout=0.1)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
@@ -204,11 +215,11 @@ class Worker:
         for running in list(self.running.values()):
             running.interrupt(Interrupted("the worker is shutting down"))
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5.0)
+            await asyncio.wait(self._tasks, timeout=TIDY_UP)
         # What ignores its cancellation is handed back over its head; the process ends right after. Where Redis is away
         # the leases run out instead.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(LAST_WORD):
                 for running in list(self.running.values()):
                     await self._settle(running, HandBack())
 
@@ -356,6 +367,8 @@ class Worker:
         running = self.running[job.id] = Running(job)
         self.leases.hold(job)
         emit(JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms))
+        if self._early_cancels and job.processed_on <= self._early_cancels.pop(job.id, -1):
+            self.cancel(job.id)  # asked for while the reply to the fetch was on its way
         return running
 
     async def _execute(self, running: Running) -> Outcome:
@@ -429,12 +442,16 @@ class Worker:
     # -- stopping single jobs
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job that runs here; others are ignored."""
+        """Cancel a job that runs here, or was fetched and is about to; others are ignored."""
         running = self.running.get(job_id)
-        if running is not None:
-            emit(JobCancelRequested(id=job_id))
-            running.interrupt(JobCancelled("cancelled on request"))
-            self._forget_cancel(job_id)
+        if running is None:
+            now = wall_ms()
+            self._early_cancels = {other: at for other, at in self._early_cancels.items() if now - at < EARLY_MS}
+            self._early_cancels[job_id] = now
+            return
+        emit(JobCancelRequested(id=job_id))
+        running.interrupt(JobCancelled("cancelled on request"))
+        self._forget_cancel(job_id)
 
     def _forget_cancel(self, job_id: str) -> None:
         self.consumer.link.post(b"ZREM", self.keys.cancels, job_id)

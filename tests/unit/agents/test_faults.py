@@ -9,6 +9,7 @@ from oxherd.agents.faults import LONGEST_LATER, Verdict, fault_of, later, length
 from oxherd.errors import ModelUnreachable, OutOfCredit, RetryLater
 from oxherd.job import Job
 
+NOW = time()
 RETRY, AFFORD, PARK, REFUSE = Verdict.RETRY, Verdict.AFFORD, Verdict.PARK, Verdict.REFUSE
 
 
@@ -91,17 +92,18 @@ def test_long_messages_are_cut():
     ("headers", "body", "seconds"),
     [
         ({"Retry-After": "7"}, error(429), 7),
-        ({"retry-after": formatdate(time() + 60, usegmt=True)}, error(429), 60),
+        ({"retry-after": formatdate(NOW + 60, usegmt=True)}, error(429), 60),
         ({"Retry-After": "soon"}, error(429), None),
-        ({"X-RateLimit-Reset": str(int((time() + 90) * 1000))}, error(429), 90),
+        ({"X-RateLimit-Reset": str(int((NOW + 90) * 1000))}, error(429), 90),
         ({"X-RateLimit-Reset": "30"}, error(429), None),
-        ({}, error(429, metadata={"headers": {"X-RateLimit-Reset": str(int((time() + 90) * 1000))}}), 90),
+        ({}, error(429, metadata={"headers": {"X-RateLimit-Reset": str(int((NOW + 90) * 1000))}}), 90),
         ({}, error(429, availability={"retryable": True, "retry_after": 40}), 40),
         ({"Retry-After": "-5"}, error(503), 0),
         ({}, error(503), None),
     ],
 )
-def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, body, seconds):
+def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, body, seconds, monkeypatch):
+    monkeypatch.setattr("oxherd.agents.faults.wall_ms", lambda: int(NOW * 1000))
     told = fault_of(429, headers, body).retry_after
     assert told == (seconds if seconds is None else pytest.approx(seconds, abs=5))
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from oxherd.errors import OxherdError
-from oxherd.queue.scripts import script
+from oxherd.queue.scripts import _bullmq_commands, _file, script
 
 CONTRACT = Path(__file__).parents[4] / "shared" / "contracts" / "bullmq.scripts.json"
 
@@ -26,5 +28,13 @@ def test_the_installed_scripts_are_the_ones_whose_keys_we_know():
         pytest.skip("the published list of BullMQ's scripts is not beside this checkout")
     known = json.loads(CONTRACT.read_text())["scripts"]
     for name, facts in known.items():
-        loaded = script(name)
-        assert (loaded.sha.decode(), int(loaded.numkeys)) == (facts["sha1"], facts["numkeys"]), name
+        shipped = hashlib.sha1(_file(name).read_bytes()).hexdigest()
+        assert (shipped, int(script(name).numkeys)) == (facts["sha1"], facts["numkeys"]), name
+
+
+@pytest.mark.parametrize("name", sorted({path.stem.rpartition("-")[0] for path in _bullmq_commands().glob("*.lua")}))
+def test_whatever_puts_a_job_into_the_wait_list_parks_it_while_the_queue_is_paused(name):
+    body = script(name).body
+    pushes = re.findall(rb'rcall\((?:pushCmd|"[LR]PUSH"), ([^,]+),', body)
+    known_others = {b"activeKey", b"dataPointsList", b"KEYS[2]", b"KEYS[4]"}  # KEYS[4]: moveJobsToWait, not used by us
+    assert set(pushes) - known_others <= {b"parked(targetKey)"}

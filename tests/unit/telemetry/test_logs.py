@@ -123,6 +123,13 @@ def test_a_job_s_pretty_line_tells_nothing_twice_and_nothing_empty(log, job_ende
     )
 
 
+@pytest.mark.parametrize(("finished", "words"), [(0, "0 jobs"), (1, "1 job"), (2, "2 jobs")])
+def test_one_job_is_not_called_jobs(log, sample, finished, words):
+    sink = log()
+    emit(sample(events.WorkerStopped, finished=finished))
+    assert records(sink)[0]["message"] == f"[worker] Stopped: {words} finished, 3 handed back"
+
+
 @pytest.mark.parametrize(
     ("outcome", "level"),
     [

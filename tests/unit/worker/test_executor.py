@@ -48,7 +48,7 @@ class Records:
         self.runs.append(run)
         return self.allowed
 
-    async def save_step(self, run_id: str, fence: int, step: Step) -> bool:
+    async def save_step(self, run_id: str, fence: int, step: Step, *, attempt_started_at: int = 0) -> bool:
         self.steps.append(step)
         return self.allowed
 
@@ -69,14 +69,14 @@ class Lines(list):
         self.append(text)
 
 
-def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0, vault=NO_VAULT) -> Executor:
+def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0, vault=NO_VAULT, hide=str) -> Executor:
     handlers = {"a": make_handler("a", function, retries=retries)}
 
     async def no_agents(*_: Any) -> None: ...
 
     return Executor(
         handlers, store=store, wire=Lines(), runner=no_agents, vault=vault, worker="w", queue="q",
-        timeout=timeout, idle_timeout=idle_timeout, threads=4, crash_limit=2,
+        timeout=timeout, idle_timeout=idle_timeout, threads=4, hide=hide, crash_limit=2,
     )  # fmt: skip
 
 
@@ -332,3 +332,15 @@ class TestSecrets:
         store = Records()
         outcome = await executor(read, vault=vault, store=store).execute(running(b'{"tenant":"acme"}'))
         assert (outcome.value, store.steps[0].output) == (b'["***",{"key":"***"}]', b'{"key":"***"}')
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("key sesame refused"), Fatal("key sesame refused"), RetryLater(1, "sesame")]
+)
+async def test_known_secrets_are_out_of_an_error_before_it_reaches_redis_or_the_store(error):
+    store = Records()
+    hide = lambda text: text.replace("sesame", "***")  # noqa: E731
+    outcome = await executor(handler(error), store=store, hide=hide).execute(running(opts={"attempts": 2}))
+    assert "***" in outcome.reason
+    assert "sesame" not in repr(outcome)
+    assert "sesame" not in repr(store.runs)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from oxherd.embedded.postgres import Postgres
+from oxherd.embedded.valkey import Valkey
+from oxherd.store.migrate import migrate
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for bench.soak, which has the bad network
+
+from bench.soak.proxy import Proxy
+from process import Start, WorkerProcess
+from stage import Stage
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Valkey]:
+    """A Valkey for this test to mistreat; what it acknowledged survives `kill`."""
+    with Valkey(tcp=True, append_only=True) as engine:
+        yield engine
+
+
+@pytest.fixture
+def redis_port(redis_url: str) -> int:
+    """Where the shared Valkey listens."""
+    return int(redis_url.rpartition(":")[2].partition("/")[0])
+
+
+@pytest.fixture
+def proxy(redis_port: int) -> Iterator[Proxy]:
+    """A bad network between workers and the shared Valkey."""
+    with Proxy(redis_port) as one:
+        yield one
+
+
+@pytest.fixture
+async def stage(redis_url: str, queue_name: str) -> AsyncIterator[Stage]:
+    """A queue on the shared Valkey."""
+    async with Stage(redis_url, queue_name) as one:
+        yield one
+
+
+@pytest.fixture
+async def own_stage(own_valkey: Valkey, queue_name: str) -> AsyncIterator[Stage]:
+    """A queue on a Valkey of its own."""
+    async with Stage(own_valkey.url, queue_name) as one:
+        yield one
+
+
+@pytest.fixture
+def witness(redis_url: str) -> Iterator[Redis]:
+    """What handlers in other processes say they did: `saw:<what>:<job>`; tests tell them things by it, too."""
+    with Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def start(redis_url: str, queue_name: str) -> AsyncIterator[Start]:
+    """Starts worker processes on the test's queue; they are gone when the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def started(*, ready: bool = True, **more: Any) -> WorkerProcess:
+            settings = {"redis_url": redis_url, "queue": queue_name, "witness_url": redis_url, **more}
+            worker = WorkerProcess(**settings)
+            stack.push_async_callback(worker.close)
+            await (worker.start() if ready else worker.launch())
+            return worker
+
+        yield started
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a database with Oxherd's schema, to copy."""
+    name = f"migrated_{uuid.uuid4().hex[:8]}"
+    asyncio.run(migrate(postgres.create_database(name)))
+    return name
+
+
+@pytest.fixture
+def runs_url(postgres: Postgres, migrated: str) -> Iterator[str]:
+    """A database with Oxherd's schema, for this test alone."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield postgres.create_database(name, template=migrated)
+    postgres.drop_database(name)

@@ -1,0 +1,118 @@
+"""Postgres away: finishes are delayed and not lost, and whoever asks can see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from process import Start
+from redis import Redis
+from stage import Stage
+
+import oxherd.worker.health
+from oxherd.clock import mono
+from oxherd.context import Context
+from oxherd.embedded.postgres import Postgres
+from oxherd.store.migrate import migrate
+from oxherd.store.postgres import PostgresStore
+from oxherd.telemetry.events import JobEnded, JobStarted, StoreBack, StoreLost
+from oxherd.worker.health import Facts, Health
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A Postgres for this test to mistreat."""
+    with Postgres() as engine:
+        yield engine
+
+
+async def test_results_wait_for_a_postgres_that_is_killed_and_comes_back(
+    stage: Stage, own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+):
+    await migrate(own_postgres.url)
+    store = PostgresStore(own_postgres.url)
+    await store.start()
+    ran: Counter[str] = Counter()
+    go = asyncio.Event()
+
+    async def work(ctx: Context, payload: dict[str, Any]) -> Any:
+        ran[ctx.job.id] += 1
+        await go.wait()
+        return await ctx.step("paid", pay, ctx)
+
+    async def pay(ctx: Context) -> str:
+        ran[f"paid {ctx.job.id}"] += 1
+        return "paid"
+
+    worker = await stage.worker({"work": work}, store=store, lock_ms=1000)
+    health = Health(worker, store, Facts("0", "", mono()))
+    jobs = [await stage.add("work") for _ in range(8)]
+    await stage.happened.wait(JobStarted, count=5)
+    await asyncio.to_thread(own_postgres.kill)
+    go.set()
+    await stage.happened.wait(StoreLost)
+    monkeypatch.setattr(oxherd.worker.health, "STORE_AWAY", 0.5)
+    await asyncio.sleep(1.5)  # the outage, longer than a lease
+    ok, report = health.report()
+    assert not ok
+    assert not report["checks"]["store"]["ok"]
+    assert report["checks"]["store"]["away_s"] > 0.5
+    assert report["checks"]["store"]["waiting"] >= 5
+    assert not stage.happened.all(JobEnded), "no finish may be told before its result is kept"
+    await asyncio.to_thread(own_postgres.start)
+    await stage.happened.wait(StoreBack)
+    await stage.settle_ledger(*jobs)
+    assert health.report()[0]
+    assert set(ran.values()) == {1}
+    for job in jobs:
+        run = await store.run(f"{stage.keys.queue}/{job}@{(await stage.job(job))['timestamp']}")
+        assert run is not None
+        assert (run["status"], run["output"]) == ("completed", "paid")
+    await worker.stop()
+    await store.stop()
+
+
+async def test_postgres_restarted_again_and_again_while_jobs_finish(
+    stage: Stage, start: Start, witness: Redis, own_postgres: Postgres
+):
+    await migrate(own_postgres.url)
+    worker = await start(database_url=own_postgres.url, JOB_CONCURRENCY="10", lock_ms=3000)
+    jobs = [await stage.add("ok", {"takes": 0.03}) for _ in range(100)]
+    jobs += [await stage.add("paid") for _ in range(50)]
+    for enough in (20, 60, 100):
+        await worker.said("job.ended", count=enough)
+        await asyncio.to_thread(own_postgres.kill)
+        await asyncio.to_thread(own_postgres.start)
+    await stage.settle_ledger(*jobs)
+    for job in jobs[:100]:
+        assert witness.get(f"saw:ok:{stage.keys.queue}:{job}") == "1"
+    for job in jobs[100:]:
+        assert witness.get(f"saw:paid-first:{stage.keys.queue}:{job}") == "1"
+        assert witness.get(f"saw:paid-second:{stage.keys.queue}:{job}") == "1"
+    await worker.health(200, store=True)
+
+
+async def test_a_stop_while_postgres_is_away_hands_the_jobs_back(stage: Stage, start: Start, own_postgres: Postgres):
+    await migrate(own_postgres.url)
+    worker = await start(database_url=own_postgres.url, SHUTDOWN_GRACE="0.3s")
+    await asyncio.to_thread(own_postgres.kill)
+    job = await stage.add("ok")
+    await worker.said("store.lost")
+    worker.terminate()
+    assert await worker.exited() == 0
+    assert (await stage.job(job))["state"] == "wait"
+    await asyncio.to_thread(own_postgres.start)
+    await start(database_url=own_postgres.url)
+    await stage.settle_ledger(job)
+    shown = await stage.job(job)
+    assert (shown["attempts_made"], shown["stalled"]) == (1, 0)
+
+
+async def test_a_postgres_that_is_not_there_at_the_start_is_exit_code_3(start: Start):
+    worker = await start(ready=False, database_url="postgresql://someone:secret@127.0.0.1:9/runs")
+    assert await worker.exited() == 3
+    assert "127.0.0.1:9" in worker.stderr
+    assert "secret" not in worker.stderr
