@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import sys
 import threading
@@ -40,7 +41,7 @@ class Redactor:
     """Puts `***` where a known secret's value stands in a text.
 
     Parameters:
-        secrets: the values to hide, and what they look like percent-encoded, as a literal, or line by line.
+        secrets: the values to hide, and what they look like percent-encoded, as a literal, in JSON, or line by line.
         most: how many are known at once; the one that was learned longest ago is forgotten first.
     """
 
@@ -83,7 +84,9 @@ class _Forms(NamedTuple):
     @classmethod
     def of(cls, value: str) -> Self:
         lines = (line for line in value.splitlines() if len(line) >= _SHORTEST_LINE) if "\n" in value else ()
-        texts = {value, quote(value, safe="", errors="backslashreplace"), repr(value)[1:-1], *lines} - {""}
+        literals = (repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False))
+        texts = {value, quote(value, safe="", errors="backslashreplace"), *(text[1:-1] for text in literals), *lines}
+        texts -= {""}
         return cls(frozenset(texts), frozenset(needle for text in texts for needle in (_bytes(text), _escaped(text))))
 
 

@@ -104,7 +104,7 @@ def reason_of(error: BaseException, hide: Hide = str) -> str:
     words = _words_of(error, hide)
     text = words or type(error).__name__
     if isinstance(error, OxherdError):
-        return f"{text} ({error.hint})" if error.hint else text
+        return f"{text} ({_sendable(hide(error.hint))})" if error.hint else text
     return text if words and type(error) in (Exception, RuntimeError) else f"{type(error).__name__}: {text}"
 
 

@@ -263,11 +263,18 @@ def test_of_the_secrets_met_while_running_those_last_used_are_hidden():
 
 
 @pytest.mark.parametrize(
-    "value", ["-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n", "tab\tbed 'quoted' \x07"]
+    "value",
+    ["-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n", "tab\tbed 'quoted' \x07", 'Grüße "an" alle\\\\'],
 )
 def test_a_secret_of_several_lines_or_odd_characters_is_hidden_in_any_form(value):
     redactor = logs.Redactor([Secret(value)])
-    for shown in (value, repr(value), f"{ValueError(value)!r}", f"near {value.splitlines()[-1]}"):
+    for shown in (
+        value,
+        repr(value),
+        f"{ValueError(value)!r}",
+        json.dumps({"key": value}),
+        f"near {value.splitlines()[-1]}",
+    ):
         hidden = redactor.text(shown)
         assert "***" in hidden
         assert not any(line in hidden for line in value.splitlines())

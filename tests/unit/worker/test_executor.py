@@ -53,6 +53,10 @@ class Records:
         return self.allowed
 
 
+def hinted(text: str) -> Fatal:
+    return Fatal(text, hint=text)
+
+
 def no_card(card: str) -> str:
     raise ValueError(f"{card} is no card")
 
@@ -277,7 +281,7 @@ class TestSecrets:
         return encode({"tenant": "acme", "card": card})
 
     @pytest.mark.parametrize("retries", [0, 3])
-    @pytest.mark.parametrize("error", [ValueError, Fatal, lambda text: RetryLater(1, text), KeyError])
+    @pytest.mark.parametrize("error", [ValueError, Fatal, lambda text: RetryLater(1, text), KeyError, hinted])
     async def test_neither_a_credential_nor_a_sealed_field_is_in_what_is_kept_of_an_error(self, vault, error, retries):
         async def pay(ctx: Context, payload: dict[str, Any]) -> None:
             key = await ctx.credential("stripe")
