@@ -64,7 +64,7 @@ class Process:
     async def begin(self, run: RunRecord) -> Begun:
         return self._keeper.begin(run.fence)
 
-    async def save_step(self, run_id: str, fence: int, step: Step) -> bool:
+    async def save_step(self, run_id: str, fence: int, step: Step, *, attempt_started_at: int = 0) -> bool:
         def write() -> None:
             assert step.key not in self._keeper.steps, f"{step.key} was paid for twice"
             self._keeper.steps[step.key] = step
