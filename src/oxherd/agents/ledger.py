@@ -10,7 +10,7 @@ import asyncio
 import random
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -57,7 +57,7 @@ class Ledger:
         self.prices = Prices(llm.models) if llm.openrouter else None
         self._store = store
         self._rows: dict[str, SpendRow] = {}
-        self._written = asyncio.Event()
+        self._durable: asyncio.Future[None] | None = None  # of the rows that wait
         self._writer: asyncio.Task[None] | None = None
         self._settler: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -101,9 +101,12 @@ class Ledger:
         if self._store is None:
             return
         self._rows[row.id] = row
+        if self._durable is None:
+            self._durable = asyncio.get_running_loop().create_future()
+        durable = self._durable
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_all(self._store), name="ledger-writer")
-        await asyncio.shield(self._writer)
+        await asyncio.shield(durable)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something that no cancelled job takes with it."""
@@ -169,10 +172,12 @@ class Ledger:
         await asyncio.sleep(0)  # all that is written in this turn of the loop goes out together
         while self._rows:
             rows, self._rows = list(self._rows.values()), {}
+            durable, self._durable = self._durable, None
             try:
-                await patiently(lambda rows=rows: store.write_spend(rows))  # type: ignore[misc]  # a lambda's default
-            except StoreRefused:
-                emit(InternalFault(where="the ledger", stack=traceback.format_exc()))  # no reason to fail a paid call
+                await _write(store, rows)
+            finally:
+                if durable is not None and not durable.done():
+                    durable.set_result(None)
 
 
 class Books:
@@ -318,6 +323,16 @@ class Call:
 def _tokens(request: Request) -> int:
     """How many tokens a request may use, as services guess it that limit them: four bytes of input make one."""
     return len(encode(request.messages)) // 4 + request.max_tokens
+
+
+async def _write(store: Store, rows: Sequence[SpendRow]) -> None:
+    try:
+        await patiently(lambda: store.write_spend(rows))
+    except StoreRefused:
+        for row in rows if len(rows) > 1 else ():  # the others are in order
+            await _write(store, [row])
+        if len(rows) == 1:
+            emit(InternalFault(where="the ledger", stack=traceback.format_exc()))  # no reason to fail a paid call
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

@@ -283,6 +283,34 @@ async def test_rows_of_calls_that_begin_together_are_written_together(fake, ledg
     assert batches == [20]
 
 
+async def test_who_writes_waits_for_his_own_row_and_not_for_all_that_others_write_meanwhile(ledger, rows):
+    write, later = rows.write_spend, []
+
+    async def slow(batch):
+        if len(later) < 20:  # there is always another one
+            later.append(asyncio.create_task(ledger.write(a_row(f"later-{len(later)}"))))
+        await asyncio.sleep(0)
+        await write(batch)
+
+    rows.write_spend = slow
+    await ledger.write(a_row("mine"))
+    assert len(rows.all) < 5
+    await asyncio.gather(*later)
+
+
+async def test_a_row_that_the_database_refuses_takes_no_other_with_it(ledger, rows):
+    write = rows.write_spend
+
+    async def picky(batch):
+        if any(row.id == "bad" for row in batch):
+            raise StoreRefused("no")
+        await write(batch)
+
+    rows.write_spend = picky
+    await asyncio.gather(*(ledger.write(a_row(name)) for name in ("a", "bad", "b")))
+    assert set(rows.rows) == {"a", "b"}
+
+
 async def test_a_ledger_that_is_away_is_waited_for(ctx, fake, ledger, rows, monkeypatch):
     rows.away = 2
     fake.script(says("Hi"))

@@ -149,6 +149,21 @@ async def test_an_answer_out_of_the_window_before_is_no_news(limiters):
     assert await through(one)
 
 
+async def test_of_a_service_that_tells_only_when_it_refuses_the_window_is_measured_and_requests_are_counted(limiters):
+    one = limiters[0]
+
+    def refusal(ms: int) -> dict[str, str]:
+        return {"X-RateLimit-Limit": "2", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(wall_ms() + ms)}
+
+    async with asyncio.timeout(5):
+        await answered(one, await one.acquire("m", 10), 429, refusal(50))
+        await answered(one, await one.acquire("m", 10), 200)  # in the next window, and it says nothing
+        await answered(one, await one.acquire("m", 10), 429, refusal(300))
+        for _ in range(2):
+            await answered(one, await one.acquire("m", 10), 200)
+    assert await through(one) is None, "the third in a window of two waits for the next one"
+
+
 async def test_tokens_are_counted_before_they_are_used(limiters):
     one, two = limiters
     await answered(one, await through(one), headers=told(1000, 500, kind="tokens"))

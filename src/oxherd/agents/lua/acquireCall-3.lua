@@ -27,14 +27,22 @@ if redis.call('ZCARD', KEYS[2]) >= math.floor(state.atonce or tonumber(ARGV[4]))
   return 50
 end
 
--- How many may still be sent of a kind. A window that is over begins again, full; when it ends, the first answer tells.
+-- How many may still be sent of a kind, nil for no limit. A window that is over begins again, full. When it ends, the
+-- first answer tells; of a provider that is silent while all is well, the window before does, once one was measured.
 local function left(kind)
-  local reset = state[kind .. 'reset']
+  local reset, since = state[kind .. 'reset'], state[kind .. 'reset']
   if reset and now >= reset then
-    state[kind .. 'left'], state[kind .. 'reset'] = state[kind .. 'limit'], nil
-    redis.call('HSET', KEYS[1], kind .. 'left', state[kind .. 'limit'], kind .. 'since', string.format('%.0f', reset))
-    redis.call('HDEL', KEYS[1], kind .. 'reset')
+    local window = state.silent == 1 and state[kind .. 'window']
+    if window then
+      since = reset + math.floor((now - reset) / window) * window
+      redis.call('HSET', KEYS[1], kind .. 'reset', string.format('%.0f', since + window))
+    else
+      redis.call('HDEL', KEYS[1], kind .. 'reset')
+    end
+    redis.call('HSET', KEYS[1], kind .. 'left', state[kind .. 'limit'], kind .. 'since', string.format('%.0f', since))
+    state[kind .. 'left'], state[kind .. 'reset'] = state[kind .. 'limit'], window and since + window
   end
+  if state.silent == 1 and not state[kind .. 'reset'] then return nil end
   return state[kind .. 'left']
 end
 

@@ -20,11 +20,23 @@ for i = 1, #flat, 2 do state[flat[i]] = tonumber(flat[i + 1]) end
 
 local function learn(kind, first)
   local limit, left, rest = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
-  if not limit or not left or not rest then return end
+  if not limit or not left or not rest then
+    if ARGV[7] == 'ok' and state[kind .. 'left'] then
+      redis.call('HINCRBY', KEYS[1], kind .. 'left', kind == 'r' and -1 or -ARGV[2])
+      redis.call('HSET', KEYS[1], 'silent', 1)
+    end
+    return
+  end
   local reset, known = now + rest, state[kind .. 'reset']
   if reset <= (state[kind .. 'since'] or 0) + tonumber(ARGV[9]) then return end  -- told of a window that is over
   left = math.min(left, state[kind .. 'left'] or left)
-  if known then reset = math.max(reset, known) end
+  if known then
+    if state.silent ~= 1 then reset = math.max(reset, known) end  -- of a silent provider, `known` is only reckoned
+  elseif state[kind .. 'since'] then
+    local window = reset - state[kind .. 'since']
+    redis.call('HSET', KEYS[1], kind .. 'window', math.min(window, state[kind .. 'window'] or window))
+  end
+  if ARGV[7] == 'ok' then redis.call('HSET', KEYS[1], 'silent', 0) end
   redis.call('HSET', KEYS[1], kind .. 'limit', limit, kind .. 'left', left, kind .. 'reset', string.format('%.0f', reset))
 end
 learn('r', 10)
