@@ -58,6 +58,7 @@ class Running:
         thread: the handler's thread while a plain function runs.
         recorded: whether its start is in the store.
         finished: whether its result was in the store before it ran.
+        ended: whether its end was given to the store.
         told_at: monotonic seconds at which the handler was last told to stop.
         secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
     """
@@ -72,6 +73,7 @@ class Running:
     thread: _Thread | None = None
     recorded: bool = False
     finished: bool = False
+    ended: bool = False
     told_at: float = 0.0
     secrets: logs.Redactor | None = None
 
@@ -275,16 +277,21 @@ class Executor:
 
     def record_start(self, running: Running) -> None:
         """Note in the store that a job runs, for those who watch; nothing waits for it."""
-        if self._store is None or running.recorded:
+        if self._store is None or running.recorded or running.ended:
             return
         running.recorded = True
-        tenant = running.context.tenant if running.context else None
-        write = asyncio.ensure_future(self._store.record(self._record(running, "running", tenant=tenant)))
+        write = asyncio.ensure_future(self._note_start(self._store, running))
         write.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _note_start(self, store: Store, running: Running) -> None:
+        if not running.ended:  # its end may have been recorded since this task was made
+            tenant = running.context.tenant if running.context else None
+            await store.record(self._record(running, "running", tenant=tenant))
 
     async def _recorded(self, store: Store, running: Running, outcome: Outcome) -> Outcome:
         tenant = running.context.tenant if running.context else None
         status = STATUS[type(outcome)]
+        running.ended = True  # a note that it runs must not come after this
         try:
             written = await store.record(self._record(running, status, tenant=tenant, outcome=outcome))
         except Fatal as error:  # the database can't hold this result, now or ever
