@@ -49,6 +49,7 @@ class Chaos:
         self._postgres = postgres
         self._lock_s = lock_s
         self._pause = pause
+        self._enough = False
         self.caused: Counter[str] = Counter()
         self._kinds: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
             (6, "kill -9", self._kill),
@@ -67,13 +68,17 @@ class Chaos:
         ]
 
     async def run(self) -> None:
-        """One mishap after another, for ever."""
+        """One mishap after another, until `enough`."""
         weights = [weight for weight, _, _ in self._kinds]
-        while True:
+        while not self._enough:
             await asyncio.sleep(self._chance.expovariate(1 / self._pause))
             [(_, name, cause)] = self._chance.choices(self._kinds, weights)
             self.caused[name] += 1
             await cause()
+
+    def enough(self) -> None:
+        """Cause no more once the present one is over."""
+        self._enough = True
 
     def calm(self) -> None:
         """Undo what lasts."""

@@ -31,14 +31,21 @@ class Happenings:
 
     def __init__(self) -> None:
         self._all: list[Any] = []
+        self._reactions: list[Callable[[Any], None]] = []
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
     def add(self, one: Any) -> None:
         """May be called from any thread."""
         self._all.append(one)
+        for reaction in self._reactions:
+            reaction(one)
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
             self._loop.call_soon_threadsafe(self._news.set)
+
+    def on(self, kind: type[E], react: Callable[[E], None]) -> None:
+        """Have something done in the very moment in which it happens."""
+        self._reactions.append(lambda one: react(one) if isinstance(one, kind) else None)
 
     def all(self, kind: type[E], **fields: Any) -> list[E]:
         """What happened so far, of one kind and with these fields."""

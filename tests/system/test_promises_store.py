@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 from process import Start
 from redis import Redis
@@ -109,6 +111,92 @@ async def test_a_stop_while_postgres_is_away_hands_the_jobs_back(stage: Stage, s
     await stage.settle_ledger(job)
     shown = await stage.job(job)
     assert (shown["attempts_made"], shown["stalled"]) == (1, 0)
+
+
+def run_row(*, fence: int, status: str = "running", output: str | None = None) -> str:
+    started = {"enqueued_at": 1, "started_at": 1, "finished_at": 0 if status == "running" else 2}
+    empty = dict.fromkeys(("tenant", "error", "kind", "stack", "cost_usd"))
+    counts = {"model_calls": 0, "input_tokens": 0, "output_tokens": 0}
+    named = {"id": "q/1@1", "queue": "q", "job_id": "1", "name": "n", "worker": "w", "input": "{}"}
+    attempt = {"fence": fence, "attempt": 1, "attempts": 1, "status": status, "output": output}
+    return json.dumps({**started, **empty, **counts, **named, **attempt})
+
+
+STEP = json.dumps(
+    [
+        {
+            "run_id": "q/1@1", "key": "paid", "kind": "step", "inputs": "", "output": '"once"', "fence": 1,
+            "attempt_started_at": 1, "started_at": 1, "ms": 1.0,
+        }
+    ]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ["is not there yet", "is there"])
+async def test_a_step_and_the_claim_of_its_run_by_a_later_attempt_never_overlap(runs_url: str, row: str):
+    """A zombie's step commits while its heir claims the run: the heir must see it, or the zombie must be refused."""
+    one, other = await asyncpg.connect(runs_url), await asyncpg.connect(runs_url)
+    write, claim = "select oxherd.write_batch(null, $1)", "select oxherd.begin_run($1)"
+    if row == "is there":
+        await one.fetchval("select oxherd.write_batch($1, null)", f"[{run_row(fence=1)}]")
+
+    first = one.transaction()
+    await first.start()
+    assert json.loads(await one.fetchval(write, STEP)) == {"runs": None, "steps": None}
+    claiming = asyncio.create_task(other.fetchval(claim, run_row(fence=2)))
+    await asyncio.sleep(0.1)
+    assert not claiming.done(), "the claim must wait for the step's fate"
+    await first.commit()
+    assert [step["key"] for step in json.loads(await claiming)["steps"]] == ["paid"]
+
+    first = one.transaction()
+    await first.start()
+    await one.fetchval(claim, run_row(fence=3))
+    writing = asyncio.create_task(other.fetchval(write, STEP))
+    await asyncio.sleep(0.1)
+    assert not writing.done(), "the step must wait for the claim"
+    await first.commit()
+    assert json.loads(await writing)["steps"] == [1], "the step is refused"
+    await one.close()
+    await other.close()
+
+
+async def test_a_result_survives_the_same_attempt_beginning_again(runs_url: str):
+    """Redis forgot, in a failover, that the job was finished: the worker finds it active and its own, and claims it."""
+    connection = await asyncpg.connect(runs_url)
+    done = run_row(fence=1, status="completed", output='{"answer":42}')
+    await connection.fetchval("select oxherd.write_batch($1, null)", f"[{done}]")
+    begun = json.loads(await connection.fetchval("select oxherd.begin_run($1)", run_row(fence=1)))
+    assert (begun["allowed"], begun["output"]) == (True, '{"answer":42}')
+    await connection.close()
+
+
+async def test_a_finished_job_that_redis_forgot_in_a_failover_is_not_run_again(stage: Stage, runs_url: str):
+    store = PostgresStore(runs_url)
+    await store.start()
+    ran: Counter[str] = Counter()
+
+    async def work(ctx: Context, payload: dict[str, Any]) -> str:
+        ran[ctx.job.id] += 1
+        return "once"
+
+    worker = await stage.worker({"work": work}, store=store, lock_ms=20_000)
+    k = stage.keys
+    token: list[bytes] = []
+    stage.happened.on(JobStarted, lambda event: token.append(worker.running[event.id].job.token.encode()))
+    job = await stage.add("work")
+    await stage.finished(job)
+    # What a replica that lagged behind would still have: the job active, with our lease.
+    await stage.link.call(b"ZREM", k.completed, job)
+    await stage.link.call(b"HDEL", k.job(job), b"returnvalue", b"finishedOn", b"atm")
+    await stage.link.call(b"LPUSH", k.active, job)
+    await stage.link.call(b"SET", k.lock(job), token[0], b"PX", 20_000)
+    worker.consumer.link.drop()
+    await stage.on_stream(job, "completed", count=2)
+    assert ran == {job: 1}
+    assert (await stage.job(job))["returnvalue"] == "once"
+    await worker.stop()
+    await store.stop()
 
 
 async def test_a_postgres_that_is_not_there_at_the_start_is_exit_code_3(start: Start):

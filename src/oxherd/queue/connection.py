@@ -356,8 +356,10 @@ class Link:
             self.drop()
 
     async def _connect(self) -> int:
+        connection: Connection | None = None
+
         def on_lost(_exc: Exception | None) -> None:
-            if self._connection is connection:  # an earlier connection's late farewell means nothing
+            if connection is not None and self._connection is connection:  # an earlier one's farewell means nothing
                 self._up.clear()
                 self._lost.set()
 

@@ -59,6 +59,7 @@ class Running:
         recorded: whether its start is in the store.
         finished: whether its result was in the store before it ran.
         ended: whether its end was given to the store.
+        adopted: whether it was found to be ours after an outage: then Redis may have forgotten that it ran.
         told_at: monotonic seconds at which the handler was last told to stop.
         secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
     """
@@ -74,6 +75,7 @@ class Running:
     recorded: bool = False
     finished: bool = False
     ended: bool = False
+    adopted: bool = False
     told_at: float = 0.0
     secrets: logs.Redactor | None = None
 
@@ -221,7 +223,7 @@ class Executor:
 
     async def _claim(self, running: Running) -> tuple[Sequence[Step], bytes | None]:
         job = running.job
-        if self._store is None or job.attempts_started == 1:
+        if self._store is None or (job.attempts_started == 1 and not running.adopted):
             return (), None  # the first attempt has nothing to replay and nobody to fence off
         begun = await self._store.begin(self._record(running, "running", tenant=tenant_of(job.raw)))
         running.recorded = True

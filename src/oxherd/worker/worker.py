@@ -335,12 +335,13 @@ class Worker:
     def _adopt(self, job: Job) -> None:
         # Fetched for us while the reply was lost: run it as if the reply had come.
         self._slots += 1
-        self._spawn(job)
+        self._spawn(job, adopted=True)
 
     # -- one slot's life: run, settle, run what came with the settling
 
-    def _spawn(self, job: Job) -> None:
+    def _spawn(self, job: Job, *, adopted: bool = False) -> None:
         running = self._register(job)
+        running.adopted = adopted
         task = asyncio.get_running_loop().create_task(self._work(running), name="slot")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

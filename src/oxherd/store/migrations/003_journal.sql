@@ -15,6 +15,12 @@ create function oxherd.time_of(ms bigint) returns timestamptz
 language sql immutable
 return to_timestamp(nullif($1, 0) / 1000.0::double precision);
 
+-- A step's write and the claim of its run by a later attempt must not overlap: each would miss the other's row, and
+-- the step would be paid for twice. They meet in one of 256 advisory locks, as the run's own row may not be there yet.
+create function oxherd.meeting_point(run_id text) returns int
+language sql immutable
+return hashtext($1) & 255;
+
 -- Write a batch of runs and steps in one transaction.
 --   runs    array of objects with the columns of oxherd.runs, times in ms, output as text; no id twice
 --   steps   array of objects with the columns of oxherd.steps and attempt_started_at; no (run_id, key) twice
@@ -29,6 +35,15 @@ declare
     refused_runs  json;
     refused_steps json;
 begin
+    if steps is not null then  -- first of all, and in one order: then nobody waits in a circle
+        perform pg_advisory_xact_lock_shared(1870162020, point)
+        from (
+            select distinct oxherd.meeting_point(run_id) as point
+            from json_to_recordset(steps) as given (run_id text)
+            order by point
+        ) points;
+    end if;
+
     if runs is not null then
         with given as materialized (
             select *
@@ -61,8 +76,15 @@ begin
                 cost_usd = excluded.cost_usd
             where oxherd.fence_holds(stored, excluded.fence, excluded.started_at)
                 and not (
-                    stored.fence < excluded.fence
-                    and stored.status = 'completed' and stored.attempt = excluded.attempt
+                    stored.status = 'completed' and stored.attempt = excluded.attempt
+                    and (
+                        stored.fence < excluded.fence
+                        -- the very same attempt, whose end the queue lost in a failover
+                        or (
+                            stored.fence = excluded.fence and excluded.status = 'running'
+                            and excluded.started_at <= stored.finished_at
+                        )
+                    )
                 )
             returning stored.id
         )
@@ -124,17 +146,19 @@ $function$;
 --   run     one object as for write_batch, status running
 --   returns {"allowed": bool, "output": text | null, "steps": [{…}]}; output where this very attempt had completed
 --           before its worker died: it is then not claimed and need not run again
--- The claim comes before the steps are read, each with its own snapshot: a step that an older attempt managed to
--- write before the claim is handed over, and one after it is refused.
+-- The claim comes before the steps are read, each with its own snapshot and none beside a step's write: a step that an
+-- older attempt managed to write before the claim is handed over, and one after it is refused.
 create function oxherd.begin_run(run json) returns json
 language plpgsql
 set search_path = ''
 as $function$
 declare
-    refused json := oxherd.write_batch(json_build_array(run), null) -> 'runs';
+    refused json;
     stored  oxherd.runs;
     kept    json;
 begin
+    perform pg_advisory_xact_lock(1870162020, oxherd.meeting_point(run ->> 'id'));
+    refused := oxherd.write_batch(json_build_array(run), null) -> 'runs';
     if refused is not null and json_typeof(refused) = 'array' then
         select * into stored from oxherd.runs r where r.id = run ->> 'id';
         return json_build_object(
@@ -157,7 +181,7 @@ end
 $function$;
 
 revoke execute on function
-    oxherd.fence_holds(oxherd.runs, bigint, timestamptz), oxherd.time_of(bigint),
+    oxherd.fence_holds(oxherd.runs, bigint, timestamptz), oxherd.time_of(bigint), oxherd.meeting_point(text),
     oxherd.write_batch(json, json), oxherd.begin_run(json)
 from public;
 
@@ -165,7 +189,7 @@ do $grants$
 begin
     if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
         grant execute on function
-            oxherd.fence_holds(oxherd.runs, bigint, timestamptz), oxherd.time_of(bigint),
+            oxherd.fence_holds(oxherd.runs, bigint, timestamptz), oxherd.time_of(bigint), oxherd.meeting_point(text),
             oxherd.write_batch(json, json), oxherd.begin_run(json)
         to service_role;
     end if;
