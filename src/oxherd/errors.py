@@ -245,7 +245,7 @@ class RetryLater(JobError):
 
     def __init__(self, seconds: float, reason: str = "asked to be retried later") -> None:
         super().__init__(reason)
-        self.seconds = seconds
+        self.seconds = float(seconds)
 
 
 class OutOfCredit(RetryLater):
