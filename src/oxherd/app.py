@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -11,11 +12,11 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oxherd import __version__
 from oxherd.clock import mono
-from oxherd.errors import AppImportError, RedisRefused, RedisUnreachable, UsageError
+from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
@@ -26,11 +27,17 @@ from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
+from oxherd.vault.keyring import KeyRing
+from oxherd.vault.vault import Vault
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
 from oxherd.worker.worker import Limits, Worker
 
+if TYPE_CHECKING:
+    from oxherd.agents.ledger import Ledger
+
 OLDEST_REDIS = (6, 2)
+MONEY_PATIENCE = 30.0  # seconds without an answer after which that connection is made again
 NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
 
 
@@ -104,6 +111,11 @@ def build_store(settings: Settings) -> Store | None:
     return None
 
 
+def build_vault(settings: Settings, store: Store | None) -> Vault:
+    """Credentials and sealed fields; without ENCRYPTION_KEY, whoever asks for one is told so."""
+    return Vault(KeyRing.of(settings.encryption_key, settings.encryption_keys_previous), store)
+
+
 class Service:
     """A whole worker process: store, agents, worker, HTTP; started in this order, stopped in reverse.
 
@@ -130,19 +142,55 @@ class Service:
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
-            store=store, runner=self._agents.run, limits=limits or limits_of(settings),
-            hide=logs.Redactor(settings.secrets).text,
+            store=store, runner=self._gated(self._agents.run), vault=build_vault(settings, store),
+            limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.health = Health(self.worker, store, facts)
+        self._money = Link(settings.redis_url, "money", patience=MONEY_PATIENCE)  # outlives the worker's: late bills
+        self._agents.ledger = self._ledger()
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 
+    def _ledger(self) -> Ledger:
+        from oxherd.agents.budget import Caps, Purse
+        from oxherd.agents.ledger import Ledger
+        from oxherd.agents.ratelimit import Limiter
+
+        known, keys = self._settings, self.worker.keys
+        caps = Caps(known.budget_daily_usd, known.budget_tenant_daily_usd, known.budget_agent_daily_usd)
+        purse = Purse(self._money, keys.money, caps)
+        key = known.openrouter_api_key
+        account = f"{known.openrouter_base_url} {key.reveal() if key else ''}"
+        limiter = Limiter(self._money, keys.calls, account)
+        return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
+
     def _built_in(self) -> dict[str, Handler]:
         return {
-            "agent.run": make_handler("agent.run", self._agents.handle),
+            "agent.run": make_handler("agent.run", self._gated(self._agents.handle)),
             "oxherd.echo": make_handler("oxherd.echo", echo),
         }
+
+    def _gated(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """`run`, but when the money is gone, jobs wait in the queue instead of failing in turn."""
+
+        @functools.wraps(run)
+        async def gated(*args: Any) -> Any:
+            try:
+                return await run(*args)
+            except OutOfCredit as error:
+                await self._close_gate(f"no credit for model calls: {error}; then: oxherd gate open")
+                raise
+            except DailyCapReached as error:
+                await self._close_gate(f"{error}; {error.hint}, then: oxherd gate open")
+                raise
+
+        return gated
+
+    async def _close_gate(self, reason: str) -> None:
+        if self.worker.gate is None:
+            with contextlib.suppress(RedisUnreachable, RedisRefused):  # the next job to meet this tries again
+                await Admin(self.worker.consumer.link, self.worker.keys).close_gate(reason)
 
     async def start(self) -> None:
         """Start everything; a failure stops what was started and is raised.
@@ -163,8 +211,10 @@ class Service:
         if self._store is not None:
             await self._store.start()
             self._stops.append(self._store.stop)
-        self._stops.append(self._agents.close)
+        await self._money.start()
+        self._stops += [self._money.stop, self._agents.close]
         await self.worker.start()
+        await self._agents.start()
         version = await self._look_around(self.worker.consumer.link)
         server = Server(self._settings.host, self._settings.port, self.health.report, self._metrics_page)
         await server.start()

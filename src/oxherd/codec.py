@@ -11,19 +11,21 @@ from pydantic import BaseModel
 from oxherd.errors import ResultInvalid
 
 
-def encode(value: Any, *, what: str = "the return value") -> bytes:
+def encode(value: Any, *, what: str = "the return value", ordered: bool = False) -> bytes:
     """Write a value as JSON.
 
     Parameters:
         value: plain data, dataclasses, named tuples, pydantic models, dates, UUIDs, enums, sets and decimals,
             nested at will. A Secret comes out as `***`.
         what: how an error names it.
+        ordered: sort the keys of objects, so that equal values are equal bytes.
 
     Raises:
         ResultInvalid: naming the type that JSON has no word for.
     """
+    options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if ordered else 0)
     try:
-        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(value, default=_plain, option=options)
     except TypeError as error:
         cause = error.__cause__ or error
         raise ResultInvalid(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
+from shlex import quote
 from typing import Any, Protocol, get_type_hints
 
 from pydantic import TypeAdapter
 
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
-from oxherd.errors import JobCancelled, StepRepeated
+from oxherd.errors import JobCancelled, JournalMismatch, NoCredential, StepRepeated
 from oxherd.job import Job
 
 
@@ -50,11 +52,13 @@ class Step:
         key: its name, unique within the run.
         inputs: BLAKE2b of its arguments, hex, to notice a changed program.
         output: its result as JSON.
-        kind: step, model or tool.
+        kind: step, model, tool, or agent: which version of an agent the run uses.
         usage: what it cost, or None where it is not a paid call.
         attempt: the fencing number of the attempt that ran it.
         started_at: wall ms.
         ms: how long it took.
+        place: its number among the steps that are awaited one after the other, such as `3`, or `3.1` for the first
+            one inside the third; empty in tasks beside the handler's own, where the order is left to chance.
     """
 
     key: str
@@ -65,6 +69,7 @@ class Step:
     attempt: int
     started_at: int
     ms: float
+    place: str = ""
 
 
 class Journal(Protocol):
@@ -72,6 +77,9 @@ class Journal(Protocol):
 
     def find(self, key: str) -> Step | None:
         """The finished step of that name from an earlier attempt, if there is one."""
+
+    def at(self, place: str) -> Step | None:
+        """The finished step that an earlier attempt had at that place, if there is one."""
 
     async def save(self, step: Step) -> None:
         """Keep a step. Returns when it is durable. Raises LeaseLost where a later attempt has begun."""
@@ -93,11 +101,50 @@ class Wire(Protocol):
         """Add a child of the job under that id and return it; an id that exists is left as it is."""
 
 
-AgentRunner = Callable[["Context", Any, Any], Any]
+class Hidden(Protocol):
+    """A value that shows as `***` wherever it is printed, logged or written as JSON (an `oxherd.settings.Secret`)."""
 
-# The step that is running, as the prefix of those inside it. Without it, what a replayed step would have named
-# inside itself would be free for others to take on the next attempt.
-_within: ContextVar[str] = ContextVar("oxherd_step", default="")
+    def reveal(self) -> str:
+        """The value itself. Call it only where the value leaves the process."""
+
+
+AgentRunner = Callable[["Context", Any, Any], Any]
+Credentials = Callable[[str | None, str], Awaitable[Hidden]]
+
+
+@dataclass(slots=True)
+class _Scope:
+    """Where steps are asked for: in the handler, or in a step that is running.
+
+    Attributes:
+        prefix: of the keys in it. Without it, what a replayed step would have named inside itself would be free for
+            others to take on the next attempt.
+        place: of the step, None where it has none.
+        task: in which its steps come one after the other.
+        asked: how many did.
+        spawned: how many children were added in it.
+    """
+
+    prefix: str = ""
+    place: str | None = ""
+    task: asyncio.Task[Any] | None = None
+    asked: int = 0
+    spawned: int = 0
+
+    def next_place(self) -> str:
+        """The place of a step that is asked for now, empty where there is none."""
+        if self.place is None or self.task is None or asyncio.current_task() is not self.task:
+            return ""
+        self.asked += 1
+        return f"{self.place}{self.asked}"
+
+    @classmethod
+    def inside(cls, key: str, place: str) -> _Scope:
+        """That of a step which begins to run in the calling task."""
+        return cls(f"{key}/", f"{place}." if place else None, asyncio.current_task())
+
+
+_within: ContextVar[_Scope | None] = ContextVar("oxherd_step", default=None)
 
 
 class Context:
@@ -111,11 +158,14 @@ class Context:
 
     __slots__ = (
         "_cancelled",
+        "_credentials",
+        "_hide",
         "_journal",
+        "_live",
+        "_root",
         "_runner",
         "_scopes",
         "_seen",
-        "_spawned",
         "_wire",
         "alive_at",
         "job",
@@ -124,7 +174,15 @@ class Context:
     )
 
     def __init__(
-        self, job: Job, *, journal: Journal, wire: Wire, runner: AgentRunner, tenant: str | None = None
+        self,
+        job: Job,
+        *,
+        journal: Journal,
+        wire: Wire,
+        runner: AgentRunner,
+        tenant: str | None = None,
+        credentials: Credentials | None = None,
+        hide: Callable[[str], str] = str,
     ) -> None:
         self.job = job
         self.tenant = tenant
@@ -133,9 +191,12 @@ class Context:
         self._journal = journal
         self._wire = wire
         self._runner = runner
+        self._credentials = credentials
+        self._hide = hide
         self._scopes: dict[str, int] = {}
         self._seen: set[str] = set()
-        self._spawned = 0
+        self._root = _Scope()
+        self._live = False  # once a step has run, which an earlier attempt may have seen fail, others may follow
         self._cancelled: str | None = None
 
     @property
@@ -157,6 +218,10 @@ class Context:
         """Mark the job as to be stopped (the worker calls this)."""
         self._cancelled = reason
 
+    def begin(self) -> None:
+        """Say that the calling task is the handler's own: its steps have places (the worker calls this)."""
+        self._root.task = asyncio.current_task()
+
     async def step(
         self,
         name: str,
@@ -177,42 +242,63 @@ class Context:
 
         Raises:
             StepRepeated: the name was used before in this run.
+            JournalMismatch: an earlier attempt kept it with other arguments, or another step in its place.
             ResultInvalid: the result can't be written as JSON.
             LeaseLost: another worker has the job; nothing was written.
         """
         self.check()
-        key = f"{_within.get()}{name}"
+        scope = self._scope()
+        key = f"{scope.prefix}{name}"
         if key in self._seen:
             raise StepRepeated(
                 f"step {key!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
             )
         self._seen.add(key)
+        place, inputs = scope.next_place(), _digest(args, kwargs)
         done = self._journal.find(key)
+        self._compare(key, place, inputs, done)
         if done is None:
-            done = await self._run_step(key, function, args, kwargs, kind, usage)
+            self._live = True
+            begin = partial(_call, function, args, kwargs)
+            done = await self._run_step(key, place, inputs, begin, kind, usage)
         self.alive_at = mono()
         if done.usage is not None:
             self.usage.add(done.usage)
         return _typed(function, done.output)
 
+    def _scope(self) -> _Scope:
+        return _within.get() or self._root
+
+    def _compare(self, key: str, place: str, inputs: str, kept: Step | None) -> None:
+        there = self._journal.at(place) if place and not self._live else None
+        if there is None or there.key == key:
+            there = kept
+        if there is not None and (there.key, there.inputs) != (key, inputs):
+            raise JournalMismatch(
+                kept=_described(there.place, there.key, there.inputs),
+                asked=_described(place, key, inputs),
+                hint=f"deploy the former program, or: oxherd runs replay {self.job.id} --fork-from {quote(there.key)}",
+            )
+
     async def _run_step(
-        self, key: str, function: Callable[..., Any], args: Any, kwargs: Any, kind: str, usage: Usage | None
+        self, key: str, place: str, inputs: str, run: Callable[[], Awaitable[Any]], kind: str, usage: Usage | None
     ) -> Step:
         started_at, begun = wall_ms(), mono()
-        outer = _within.set(f"{key}/")
+        outer = _within.set(_Scope.inside(key, place))
         try:
-            value = await _call(function, args, kwargs)
+            value = await run()
         finally:
             _within.reset(outer)
         step = Step(
             key=key,
-            inputs=_digest(args, kwargs),
+            inputs=inputs,
             output=encode(value, what=f"the result of step {key!r}"),
             kind=kind,
             usage=usage,
             attempt=self.job.fence,
             started_at=started_at,
             ms=(mono() - begun) * 1000,
+            place=place,
         )
         await self._journal.save(step)
         return step
@@ -222,7 +308,7 @@ class Context:
 
         The same on every attempt, as long as the handler asks in the same order.
         """
-        path = f"{_within.get()}{name}"
+        path = f"{self._scope().prefix}{name}"
         count = self._scopes[path] = self._scopes.get(path, 0) + 1
         return name if count == 1 else f"{name}#{count}"
 
@@ -238,15 +324,39 @@ class Context:
         """
         return await self._runner(self, agent, input)
 
+    async def credential(self, name: str) -> Hidden:
+        """A secret that the job's tenant keeps under that name, as it is now: `oxherd credentials put` stores them.
+
+        It is read anew each time and no step: a step's result is kept, and a kept secret would be no secret. From now
+        on the value is hidden in logs and in this job's errors.
+
+        Returns:
+            The value, hidden until `reveal()`.
+
+        Raises:
+            NoCredential: the tenant has none of that name.
+            VaultError: it can't be opened with this worker's keys.
+        """
+        self.check()
+        if self._credentials is None:
+            raise NoCredential(f"this context has no credentials, so there is no {name!r}")
+        value = await self._credentials(self.tenant, name)
+        self.alive_at = mono()
+        return value
+
+    def hide(self, text: str) -> str:
+        """The text with `***` for the job's secrets: its sealed fields, and the credentials it asked for."""
+        return self._hide(text)
+
     async def progress(self, value: float | dict[str, Any] | str) -> None:
         """Publish progress, as a number or an object; BullMQ's QueueEvents and `--wait` show it."""
         self.alive_at = mono()
         await self._wire.update_progress(self.job, value)
 
     async def log(self, text: str) -> None:
-        """Append a line to the job's log, which Bull Board and `oxherd jobs show` display."""
+        """Append a line, without the job's secrets, to its log, which Bull Board and `oxherd jobs show` display."""
         self.alive_at = mono()
-        await self._wire.add_log(self.job, text)
+        await self._wire.add_log(self.job, self.hide(text))
 
     async def children(self) -> dict[str, Any]:
         """Results of the job's finished children by their key, such as `bull:agent-jobs:42`."""
@@ -265,13 +375,18 @@ class Context:
         Returns:
             The child's id.
         """
-        self._spawned += 1
-        child_id = "child-" + self.idempotency_key(f"spawn/{self._spawned}/{name}")
+        scope = self._scope()
+        scope.spawned += 1
+        child_id = "child-" + self.idempotency_key(f"spawn/{scope.spawned}/{name}")
         return await self._wire.add_child(self.job, child_id, name, data, opts)
 
     def idempotency_key(self, name: str) -> str:
-        """The same key on every attempt of this job, for outside effects that must not happen twice."""
-        return hashlib.blake2b(f"{self.job.id}@{self.job.timestamp}/{name}".encode(), digest_size=16).hexdigest()
+        """The same key on every attempt of this job, for outside effects that must not happen twice.
+
+        Inside a step (every tool call is one) it is the step's own: two calls of a tool in one run have two keys.
+        """
+        path = f"{self.job.id}@{self.job.timestamp}/{self._scope().prefix}{name}"
+        return hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
 
 
 async def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -283,10 +398,15 @@ async def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _digest(args: Any, kwargs: Any) -> str:
     try:
-        text = encode([list(args), kwargs])
+        text = encode([list(args), kwargs], ordered=True)
     except Exception:  # noqa: BLE001  arguments that JSON can't hold (a client, the context) still get a stable hash
         text = repr([type(value).__qualname__ for value in [*args, *kwargs.values()]]).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _described(place: str, key: str, inputs: str) -> str:
+    number = f"step {place} " if place else "step "
+    return f"{number}{key!r} with inputs {inputs[:12]}"
 
 
 def _typed(function: Callable[..., Any], output: bytes) -> Any:

@@ -6,7 +6,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   └── AppImportError          `--app module:herd` could not be loaded                           2
 ├── Unreachable                 a service did not answer                                          3
 │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
-│   └── StoreUnreachable        Postgres or Supabase did
+│   ├── StoreUnreachable        Postgres or Supabase did
+│   └── ModelUnreachable        the model service stayed away or overloaded for hours
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── JobNotFound                 no job with that id on the queue                                  1
@@ -18,13 +19,23 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   ├── ResultInvalid       the handler's return value cannot be written as JSON
     │   ├── StoreRefused        the database can't hold a row for what is in it
     │   ├── StepRepeated        the same step name twice in one run
+│   ├── JournalMismatch     the program asks for other steps than those the run has kept
     │   ├── Quarantined         the job keeps killing its workers
+    │   ├── VaultError          a credential or a sealed field can't be had
+    │   │   ├── NoCredential    the tenant has none of that name
+    │   │   ├── NotAnEnvelope   the text is no envelope, or one of a later format
+    │   │   ├── Truncated       its end is missing
+    │   │   ├── Tampered        it was changed, or is bound to another tenant, name or place
+    │   │   ├── WrongKey        it was sealed with another key than the one given
+    │   │   └── UnknownKey      it was sealed with a key that is not in the ring
     │   └── AgentError          an agent's run can't go on
     │       ├── UnknownAgent    no agent has that name
     │       ├── ModelRefused    the model's provider refused the call, and would again
     │       ├── OutputInvalid   the answer never took the form that was asked for
-    │       └── BudgetExceeded  the run reached its cap on steps or money
+    │       └── BudgetExceeded  the run reached its cap on steps or money, or a day's cap was reached
+    │           └── DailyCapReached  the day's cap of everything together; workers close their intake gate
     ├── RetryLater              try again after `seconds`; no attempt is spent
+    │   └── OutOfCredit         the model service wants to be paid first; workers close their intake gate
     ├── WaitForChildren         park the job until its children have finished
     ├── JobTimeout              the total or idle time limit passed
     ├── JobCancelled            somebody cancelled the job
@@ -88,6 +99,10 @@ class StoreUnreachable(Unreachable):
     """The database refused, timed out or dropped the connection."""
 
 
+class ModelUnreachable(Unreachable):
+    """The model service stayed away, or overloaded, over many delays of the job; this costs an attempt."""
+
+
 class RedisRefused(OxherdError):
     """Redis answered with an error.
 
@@ -144,8 +159,50 @@ class StepRepeated(Fatal):
     """The same step name was used twice in one run."""
 
 
+class JournalMismatch(Fatal):
+    """The program asks for other steps than those that earlier attempts have kept: it was changed meanwhile.
+
+    Parameters:
+        kept, asked: both sides in words: place, key and inputs.
+        hint: what to do next.
+    """
+
+    def __init__(self, *, kept: str, asked: str, hint: str) -> None:
+        super().__init__(f"the program changed since this run began: kept is {kept}, asked for is {asked}", hint=hint)
+        self.kept = kept
+        self.asked = asked
+
+
 class Quarantined(Fatal):
     """The job was taken out of circulation because its workers keep dying while they run it."""
+
+
+class VaultError(Fatal):
+    """A credential or a sealed field can't be had."""
+
+
+class NoCredential(VaultError):
+    """The tenant has no credential of that name."""
+
+
+class NotAnEnvelope(VaultError):
+    """The text is no envelope, or one of a format that this release does not know."""
+
+
+class Truncated(VaultError):
+    """The end of an envelope is missing."""
+
+
+class Tampered(VaultError):
+    """An envelope was changed after it was sealed, or is bound to another tenant, name or place."""
+
+
+class WrongKey(VaultError):
+    """An envelope was sealed with another key than the one it was to be opened with."""
+
+
+class UnknownKey(VaultError):
+    """An envelope was sealed with a key that is not in the ring; or no key is configured at all."""
 
 
 class AgentError(Fatal):
@@ -165,7 +222,17 @@ class OutputInvalid(AgentError):
 
 
 class BudgetExceeded(AgentError):
-    """The run reached its cap on steps or money."""
+    """The run reached its cap on steps or money, or its tenant, its agent or everything together the day's.
+
+    Attributes:
+        partial: the `Run` as far as it came: its messages, its usage, and the last words as its output.
+    """
+
+    partial: object = None
+
+
+class DailyCapReached(BudgetExceeded):
+    """The day's cap of everything together was reached. Every job would meet this: workers close the intake gate."""
 
 
 class RetryLater(JobError):
@@ -178,7 +245,16 @@ class RetryLater(JobError):
 
     def __init__(self, seconds: float, reason: str = "asked to be retried later") -> None:
         super().__init__(reason)
-        self.seconds = seconds
+        self.seconds = float(seconds)
+
+
+class OutOfCredit(RetryLater):
+    """The model service wants to be paid before it goes on. Every job would meet this: workers close the intake gate.
+
+    Parameters:
+        seconds: until the job is run again.
+        reason: what the service said, and where to pay.
+    """
 
 
 class WaitForChildren(JobError):

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -151,6 +152,7 @@ def _database(text: str) -> int:
     return int(text)
 
 
+_MOST_DOLLARS = 1_000_000
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -177,6 +179,24 @@ def parse_key(text: str) -> Secret:
     return Secret(text)
 
 
+def parse_keys(text: str) -> tuple[Secret, ...]:
+    """Check each of the comma-separated keys.
+
+    Raises:
+        ValueError: naming every one that is no key by its place.
+    """
+    keys, faults = [], []
+    parts = [part for each in text.split(",") if (part := each.strip())]
+    for place, part in enumerate(parts, 1):
+        try:
+            keys.append(parse_key(part))
+        except ValueError as fault:
+            faults.append(f"key {place} of {len(parts)} {fault}")
+    if faults:
+        raise ValueError(f"must hold keys only: {'; '.join(faults)}")
+    return tuple(keys)
+
+
 def _secret(text: str) -> Secret:
     return Secret(text)
 
@@ -201,6 +221,21 @@ def _count(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def parse_dollars(text: str) -> Decimal:
+    """US dollars, such as `20` or `0.5`.
+
+    Raises:
+        ValueError: when it is no amount.
+    """
+    try:
+        amount = Decimal(text.strip())
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not amount.is_finite() or not 0 <= amount <= _MOST_DOLLARS:
+        raise ValueError("must be an amount of US dollars such as 20 or 0.50")
+    return amount
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -268,6 +303,10 @@ TABLE: tuple[Variable, ...] = (
         "Encrypts customers' credentials; checked at start where it is set.", "",
     ),
     Variable(
+        "ENCRYPTION_KEYS_PREVIOUS", "base64, 32 bytes each, comma-separated", parse_keys, "", True, "nobody",
+        "Keys that ENCRYPTION_KEY replaced: what they sealed can be opened until `oxherd credentials rewrap` is done.",
+    ),
+    Variable(
         "OPENROUTER_API_KEY", "text", _secret, None, True,
         "agents, unless OPENROUTER_BASE_URL points elsewhere",
         "The key that model calls are made and paid with.", "sk-or-v1-your-key",
@@ -276,6 +315,18 @@ TABLE: tuple[Variable, ...] = (
         "OPENROUTER_BASE_URL", "URL (http, https)", _http_url, "https://openrouter.ai/api/v1", False,
         "nobody",
         "Any OpenAI-compatible endpoint: OpenRouter, Ollama, vLLM, llama.cpp.",
+    ),
+    Variable(
+        "BUDGET_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "What model calls of all queues of a prefix may cost in a day (UTC); at the cap, workers take no more jobs.",
+    ),
+    Variable(
+        "BUDGET_TENANT_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "The same for each tenant: at its cap, its runs end.",
+    ),
+    Variable(
+        "BUDGET_AGENT_DAILY_USD", "US dollars", parse_dollars, None, False, "nobody",
+        "The same for each agent, by its name.",
     ),
     Variable(
         "JOB_QUEUE_NAME", "text", _queue_name, "agent-jobs", False, "nobody", "The BullMQ queue to serve.",
@@ -339,8 +390,12 @@ class Settings:
     supabase_url: str | None
     supabase_service_role_key: Secret | None
     encryption_key: Secret | None
+    encryption_keys_previous: tuple[Secret, ...]
     openrouter_api_key: Secret | None
     openrouter_base_url: str
+    budget_daily_usd: Decimal | None
+    budget_tenant_daily_usd: Decimal | None
+    budget_agent_daily_usd: Decimal | None
     job_queue_name: str
     job_queue_prefix: str
     job_concurrency: int
@@ -364,6 +419,7 @@ class Settings:
         """Every secret value, and the passwords inside URLs, so that logs can hide them."""
         values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
         values += [getattr(self.redis_url, "password", None), *_passwords(self.database_url)]
+        values += self.encryption_keys_previous
         return tuple(value for value in values if isinstance(value, Secret))
 
 
@@ -421,6 +477,8 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
             "DATABASE_URL (or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY) is missing: runs would not be "
             "recorded; set one, or start with --no-store to accept that"
         )
+    if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
+        missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")

@@ -24,6 +24,7 @@ ROLES_OF_JWTS = {LEGACY_KEY: "service_role", ANON_KEY: "anon"}
 MAKE_ROLES = """
 do $$ begin
     create role anon nologin;
+    create role authenticated nologin;
     create role service_role nologin bypassrls;
 exception when duplicate_object or unique_violation then
     null;
@@ -199,7 +200,7 @@ class Clauses:
                 if not dot or sign is None:
                     raise Refusal(400, "PGRST100", f'"failed to parse filter ({value})"')
                 self.values.append(operand)
-                self.filters.append(f"{self._named(key)} {sign} ${len(self.values)}")
+                self.filters.append(f"{self._named(key)}::text {sign} ${len(self.values)}")
 
     def tail(self) -> str:
         where = f"where {' and '.join(self.filters)}" if self.filters else ""

@@ -19,7 +19,7 @@ from postgrest_double import ANON_KEY, LEGACY_KEY, MAKE_ROLES, SECRET_KEY, Postg
 from oxherd.context import Step, Usage
 from oxherd.embedded.postgres import Postgres
 from oxherd.errors import StoreRefused, StoreUnreachable, UsageError
-from oxherd.store import RunRecord, Store
+from oxherd.store import KeptAgent, RunRecord, Store
 from oxherd.store.migrate import migrate, migrations
 from oxherd.store.postgres import PostgresStore
 from oxherd.store.supabase import SupabaseStore
@@ -122,7 +122,9 @@ def shared_url(postgres: Postgres) -> Iterator[str]:
 @pytest.fixture
 async def url(shared_url: str) -> str:
     """A database that is set up, with empty tables."""
-    await sql(shared_url, "truncate oxherd.runs, oxherd.steps, oxherd.agents")
+    await sql(
+        shared_url, "truncate oxherd.runs, oxherd.steps, oxherd.agents, oxherd.agent_versions, oxherd.credentials"
+    )
     return shared_url
 
 
@@ -416,10 +418,129 @@ async def test_recent_runs_can_be_had_by_status(store: Store, status: str):
 async def test_agents_that_the_app_keeps_are_found_by_name(store: Store, url: str):
     definition = '{"model": "openai/gpt-5-mini", "tools": [], "limits": {"usd": 0.05}}'
     await sql(url, "insert into oxherd.agents (name, definition) values ($1, $2::jsonb)", "Süpport & co", definition)
-    assert await store.agent("Süpport & co") == {
-        "model": "openai/gpt-5-mini", "tools": [], "limits": {"usd": 0.05},
-    }  # fmt: skip
+    assert await store.agent("Süpport & co") == KeptAgent(
+        1, {"model": "openai/gpt-5-mini", "tools": [], "limits": {"usd": 0.05}}
+    )
     assert await store.agent("nobody") is None
+    assert await store.agent("nobody", 1) is None
+
+
+async def test_every_edit_of_an_agent_is_a_version_that_stays(store: Store, url: str):
+    await sql(url, "insert into oxherd.agents (name, definition) values ('a', '{\"model\": \"one\"}')")
+    await sql(url, 'update oxherd.agents set definition = \'{"model": "two"}\'')
+    assert await store.agent("a") == KeptAgent(2, {"model": "two"})
+    assert await store.agent("a", 1) == KeptAgent(1, {"model": "one"})
+    await sql(url, "delete from oxherd.agents")
+    assert await store.agent("a") is None
+    assert await store.agent("a", 2) == KeptAgent(2, {"model": "two"})
+    await sql(url, "insert into oxherd.agents (name, definition) values ('a', '{\"model\": \"three\"}')")
+    assert await store.agent("a") == KeptAgent(3, {"model": "three"})
+
+
+async def test_an_edit_that_changes_nothing_is_no_version(store: Store, url: str):
+    upsert = (
+        "insert into oxherd.agents (name, definition, version) values ('a', $1::text::jsonb, 7) "
+        "on conflict (name) do update set definition = excluded.definition, version = excluded.version"
+    )
+    for model in ("one", "one", "two", "two", "one"):
+        await sql(url, upsert, f'{{"model": "{model}"}}')
+    assert await store.agent("a") == KeptAgent(3, {"model": "one"})
+    assert len(await sql(url, "select from oxherd.agent_versions")) == 3
+
+
+async def test_two_edits_of_an_agent_at_once_get_two_numbers(store: Store, url: str):
+    await sql(url, "insert into oxherd.agents (name, definition) values ('a', '{}')")
+    edit = "update oxherd.agents set definition = jsonb_build_object('model', $1::text) where name = 'a'"
+    await asyncio.gather(*(sql(url, edit, f"m{number}") for number in range(20)))
+    rows = await sql(url, "select definition ->> 'model' as model from oxherd.agent_versions order by version")
+    assert sorted(row["model"] or "" for row in rows) == sorted(["", *(f"m{number}" for number in range(20))])
+    assert (await store.agent("a")).version == 21
+
+
+async def test_an_agent_that_is_renamed_goes_on_as_another_one(store: Store, url: str):
+    await sql(url, "insert into oxherd.agents (name, definition) values ('a', '{}')")
+    await sql(url, "update oxherd.agents set name = 'b'")
+    assert (await store.agent("a"), await store.agent("b")) == (None, KeptAgent(1, {}))
+    assert await store.agent("a", 1) == KeptAgent(1, {})
+
+
+def an_envelope(value: str = "secret", key: str = "0a1b2c3d") -> str:
+    return f"oxherd1.{key}.{len(value) + 28}.{value}"
+
+
+async def test_a_credential_reads_back_as_it_was_put(store: Store):
+    assert await store.put_credential("acme & co", "stripe", an_envelope())
+    assert await store.get_credential("acme & co", "stripe") == an_envelope()
+    assert await store.get_credential("acme & co", "other") is None
+    assert await store.get_credential("", "stripe") is None
+
+
+async def test_a_put_replaces_what_is_there_and_says_so(store: Store, url: str):
+    assert await store.put_credential("acme", "stripe", an_envelope("old"))
+    await sql(url, "update oxherd.credentials set created_at = '2026-01-01Z', updated_at = '2026-01-01Z'")
+    assert not await store.put_credential("acme", "stripe", an_envelope("new", "ffffffff"))
+    (row,) = await store.list_credentials(limit=9)
+    assert (row.envelope, row.key_id) == (an_envelope("new", "ffffffff"), "ffffffff")
+    assert row.created_at == 1_767_225_600_000 < row.updated_at
+
+
+async def test_a_removed_credential_is_gone(store: Store):
+    await store.put_credential("acme", "stripe", an_envelope())
+    assert not await store.remove_credential("acme", "other")
+    assert await store.remove_credential("acme", "stripe")
+    assert not await store.remove_credential("acme", "stripe")
+    assert await store.get_credential("acme", "stripe") is None
+
+
+async def test_credentials_are_listed_in_pages(store: Store):
+    everything = [(tenant, f"n{number}") for tenant in ("", "acme", "Ümlaut") for number in range(3)]
+    for tenant, name in reversed(everything):
+        await store.put_credential(tenant, name, an_envelope())
+    found, after = [], None
+    while page := await store.list_credentials(limit=2, after=after):
+        assert len(page) <= 2
+        found += [(row.tenant, row.name) for row in page]
+        after = found[-1]
+    assert found == everything
+    assert [row.name for row in await store.list_credentials(limit=9, tenant="acme")] == ["n0", "n1", "n2"]
+    assert len(await store.list_credentials(limit=9, tenant="")) == 3
+
+
+async def test_credentials_are_counted_and_found_by_the_key_that_sealed_them(store: Store):
+    assert await store.count_credentials() == {}
+    for number in range(5):
+        await store.put_credential("acme", f"n{number}", an_envelope(key="aaaaaaaa" if number < 2 else "bbbbbbbb"))
+    assert await store.count_credentials() == {"aaaaaaaa": 2, "bbbbbbbb": 3}
+    left = await store.list_credentials(limit=9, but_key="bbbbbbbb")
+    assert [row.name for row in left] == ["n0", "n1"]
+
+
+async def test_only_an_envelope_that_is_still_the_one_that_was_read_is_swapped(store: Store, url: str):
+    for name in ("a", "b", "c"):
+        await store.put_credential("acme", name, an_envelope(f"old-{name}"))
+    before = await sql(url, "select updated_at from oxherd.credentials order by name")
+    swaps = [("acme", name, an_envelope(f"old-{name}"), an_envelope(f"new-{name}")) for name in ("a", "b", "c")]
+    await store.put_credential("acme", "b", an_envelope("put-meanwhile"))
+    await store.remove_credential("acme", "c")
+    assert await store.swap_credentials(swaps) == 1
+    assert await store.swap_credentials(swaps) == 0
+    assert await store.get_credential("acme", "a") == an_envelope("new-a")
+    assert await store.get_credential("acme", "b") == an_envelope("put-meanwhile")
+    assert await store.get_credential("acme", "c") is None
+    assert (await sql(url, "select updated_at from oxherd.credentials where name = 'a'"))[0] == before[0]
+
+
+@pytest.mark.parametrize("value", ["sk-live-in-the-clear", "", "oxherd1.0a1b2c3d.33.sk live", "oxherd1.0A1B2C3D.33.x"])
+async def test_nothing_but_an_envelope_can_be_stored_as_a_credential(store: Store, value: str):
+    with pytest.raises(StoreRefused) as caught:
+        await store.put_credential("acme", "stripe", value)
+    assert "sk" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tenant", ["nul \0 byte", "half \ud83d pair"])
+async def test_a_tenant_that_can_not_be_stored_is_refused(store: Store, tenant: str):
+    with pytest.raises(StoreRefused):
+        await store.put_credential(tenant, "stripe", an_envelope())
 
 
 async def test_a_stop_writes_what_waits(store: Store, url: str):
@@ -642,7 +763,7 @@ class TestOverSupabase:
                 await store.start()
         assert "SUPABASE_URL" in caught.value.hint
 
-    @pytest.mark.parametrize("table", ["runs", "steps", "agents", "migrations"])
+    @pytest.mark.parametrize("table", ["runs", "steps", "agents", "agent_versions", "credentials", "migrations"])
     async def test_anon_reads_nothing(self, url: str, table: str):
         status, body = await self._as_anon(url, "GET", f"{table}?select=*")
         assert (status, body["code"]) == (401, "42501")

@@ -17,6 +17,9 @@ class MemoryJournal:
     def find(self, key: str) -> Step | None:
         return self.steps.get(key)
 
+    def at(self, place: str) -> Step | None:
+        return next((step for step in reversed(self.steps.values()) if step.place == place), None)
+
     async def save(self, step: Step) -> None:
         self.steps[step.key] = step
 
@@ -25,6 +28,7 @@ def no_agents(*_: Any) -> Any:
     raise AssertionError("this test runs no agent by ctx.run")
 
 
-def attempt_of(journal: MemoryJournal, runner: Any = no_agents) -> Context:
+def attempt_of(journal: MemoryJournal, runner: Any = no_agents, **more: Any) -> Context:
     """The context of a further attempt of the same job."""
-    return Context(Job(id="1", name="test", raw=b"{}", opts={}, token="t"), journal=journal, wire=None, runner=runner)
+    job = Job(id="1", name="test", raw=b"{}", opts={}, token="t")
+    return Context(job, journal=journal, wire=None, runner=runner, **more)

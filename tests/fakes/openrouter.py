@@ -1,11 +1,12 @@
 """An OpenRouter that takes nothing on trust: every request must fit the published schema and make sense as a
-conversation. It answers by a script and keeps its own bill.
+conversation. It answers by a script, streams where it is asked to, and keeps its own bill.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -24,11 +25,22 @@ Body = dict[str, Any]
 @cache
 def published() -> Draft202012Validator | None:
     """The schema of a chat request as OpenRouter publishes it, or None where the contract is not at hand."""
+    return _published({"$ref": "#/components/schemas/ChatRequest"})
+
+
+@cache
+def published_embeddings() -> Draft202012Validator | None:
+    """The same of a request for embeddings."""
     if not CONTRACT.exists():
         return None
-    document = json.loads(CONTRACT.read_text())
-    root = {"$ref": "#/components/schemas/ChatRequest", "components": document["components"]}
-    return Draft202012Validator(root)
+    post = json.loads(CONTRACT.read_text())["paths"]["/embeddings"]["post"]
+    return _published(post["requestBody"]["content"]["application/json"]["schema"])
+
+
+def _published(root: Body) -> Draft202012Validator | None:
+    if not CONTRACT.exists():
+        return None
+    return Draft202012Validator({**root, "components": json.loads(CONTRACT.read_text())["components"]})
 
 
 def fields_of_a_request() -> set[str]:
@@ -72,22 +84,83 @@ class Drops:
     """Closes the connection without an answer."""
 
 
-Answer = Body | Refuses | Drops | bytes | Callable[[Body], Any]
+class Streams:
+    """A stream as it goes over the wire: bytes are sent, an event is waited for, a number is a pause in seconds.
+
+    With `cut`, the connection then breaks; otherwise the stream ends in good order. Only with `named` does the header
+    tell the generation's id.
+    """
+
+    def __init__(self, *pieces: bytes | asyncio.Event | float, cut: bool = False, named: bool = True) -> None:
+        self.pieces = pieces
+        self.cut = cut
+        self.named = named
+
+
+Answer = Body | Refuses | Drops | Streams | bytes | Callable[[Body], Any]
+
+
+def event(data: Body | str) -> bytes:
+    """A server-sent event."""
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+
+
+def chunk(delta: Body | None = None, finish_reason: str | None = None, **extra: Any) -> bytes:
+    """The event of a chunk."""
+    choice = {"index": 0, "delta": delta or {}, "finish_reason": finish_reason}
+    return event({"id": "gen-1", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **extra})
+
+
+DONE = event("[DONE]")
+ALIVE = b": OPENROUTER PROCESSING\n\n"
+
+
+def streamed(body: Body) -> bytes:
+    """A whole answer as the stream that OpenRouter would send."""
+    about = {key: body[key] for key in ("id", "model", "provider") if key in body} | {"object": "chat.completion.chunk"}
+    events = [ALIVE]
+    for choice in body.get("choices", ()):
+        told = {key: choice[key] for key in ("finish_reason", "error") if key in choice}
+        deltas = [*_deltas(choice["message"]), {}]
+        events += [event({**about, "choices": [{"index": 0, "delta": delta}]}) for delta in deltas[:-1]]
+        events.append(event({**about, "choices": [{"index": 0, "delta": {"content": ""}, **told}]}))
+    return b"".join((*events, event({**about, "choices": [], "usage": body.get("usage")}), DONE))
+
+
+def _deltas(message: Body) -> Iterator[Body]:
+    yield {"role": "assistant", "content": ""}
+    for key in ("reasoning", "refusal"):
+        if message.get(key):
+            yield {"content": "", key: message[key]}
+    if message.get("reasoning_details"):
+        yield {"content": "", "reasoning_details": message["reasoning_details"]}
+    content = message.get("content") or ""
+    yield from ({"content": content[at : at + 3]} for at in range(0, len(content), 3))
+    for index, call in enumerate(message.get("tool_calls", ())):
+        given = call["function"]["arguments"]
+        yield {"tool_calls": [{**call, "index": index, "function": {**call["function"], "arguments": ""}}]}
+        for at in range(0, len(given), 5):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": given[at : at + 5]}}]}
 
 
 class FakeOpenRouter:
-    """Serves `/api/v1/chat/completions` on loopback, as an async context manager.
+    """Serves `/api/v1` on loopback, as an async context manager.
 
     Attributes:
         requests: the bodies it was sent.
         bill: what it charged, in US dollars.
+        bills: the same by generation, also of those whose stream broke.
         faults: what was wrong with requests; leaving the context raises when there is any.
+        hung_up: set when a client leaves before the end.
+        late: how many look-ups of a generation find nothing before the first finds its record.
     """
 
     def __init__(self) -> None:
         self.requests: list[Body] = []
-        self.bill = Decimal(0)
+        self.bills: dict[str, Decimal] = {}
         self.faults: list[str] = []
+        self.hung_up = asyncio.Event()
+        self.late = 0
         self._script: list[Answer] = []
         self._signed: dict[str, Any] = {}
 
@@ -96,13 +169,20 @@ class FakeOpenRouter:
         self._script += answers
 
     @property
+    def bill(self) -> Decimal:
+        return sum(self.bills.values(), Decimal(0))
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}/api/v1"
 
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_post("/api/v1/chat/completions", self._complete)
-        self._runner = web.AppRunner(app)
+        app.router.add_post("/api/v1/embeddings", self._embed)
+        app.router.add_get("/api/v1/generation", self._look_up)
+        app.router.add_get("/api/v1/models", self._list)
+        self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -124,7 +204,11 @@ class FakeOpenRouter:
         if faults:
             self.faults += faults
             return web.json_response({"error": {"code": 400, "message": "; ".join(faults)}}, status=400)
-        return await self._send(request, self._script.pop(0), body)
+        try:
+            return await self._send(request, self._script.pop(0), body)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.hung_up.set()
+            raise
 
     async def _send(self, request: web.Request, reply: Answer, body: Body) -> web.StreamResponse:
         match reply:
@@ -136,13 +220,61 @@ class FakeOpenRouter:
                 return web.Response()
             case bytes():
                 return web.Response(body=reply, content_type="application/json")
+            case Streams():
+                return await self._stream(request, reply)
             case dict():
-                return web.json_response(self._billed(reply, body), headers={"X-Generation-Id": self._id()})
+                return await self._answer(request, self._billed(reply, body), stream=bool(body.get("stream")))
             case _:
                 return await self._send(request, reply(body), body)
 
+    async def _answer(self, request: web.Request, reply: Body, *, stream: bool) -> web.StreamResponse:
+        if stream:
+            return await self._stream(request, Streams(streamed(reply)))
+        return web.json_response(reply, headers={"X-Generation-Id": self._id()})
+
+    async def _stream(self, request: web.Request, reply: Streams) -> web.StreamResponse:
+        self.bills[self._id()] = PRICE  # from the first token on, whoever leaves
+        named = {"X-Generation-Id": self._id()} if reply.named else {}
+        response = web.StreamResponse(headers={**named, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in reply.pieces:
+            match piece:
+                case bytes():
+                    await response.write(piece)
+                case asyncio.Event():
+                    await piece.wait()
+                case _:
+                    await asyncio.sleep(piece)
+        if reply.cut:
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+    async def _look_up(self, request: web.Request) -> web.StreamResponse:
+        self.faults += self._faults_of_call(request)
+        bill = self.bills.get(request.query["id"])
+        if bill is None or self.late > 0:
+            self.late -= 1
+            return web.json_response({"error": {"code": 404, "message": "Generation not found"}}, status=404)
+        tokens = {"native_tokens_prompt": 11, "native_tokens_completion": 6, "tokens_prompt": 10}
+        told = {"id": request.query["id"], "model": "m", "provider_name": "Fake", "finish_reason": None}
+        return web.json_response({"data": {**told, **tokens, "total_cost": float(bill), "cancelled": True}})
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        self.faults += self._faults_of_call(request)
+        reply = self._script.pop(0)
+        assert isinstance(reply, dict | Refuses)
+        return await self._send(request, reply, {}) if isinstance(reply, Refuses) else web.json_response(reply)
+
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.requests.append(body)
+        validator = published_embeddings()
+        self.faults += [f"{e.json_path}: {e.message}" for e in validator.iter_errors(body)] if validator else []
+        return await self._list(request)
+
     def _billed(self, reply: Body, body: Body) -> Body:
-        self.bill += PRICE
+        self.bills[self._id()] = PRICE
         for choice in reply.get("choices", ()):
             for call in choice["message"].get("tool_calls", ()):
                 self._signed[call["id"]] = choice["message"].get("reasoning_details")

@@ -17,6 +17,7 @@ from oxherd.errors import SettingsError
 from oxherd.settings import TABLE, Secret, parse_duration, parse_key, parse_redis_url
 
 KEY = base64.b64encode(bytes(range(32))).decode()
+OLD_KEY = base64.b64encode(bytes(32)).decode()
 
 # One good and one bad value per row; None where no text is wrong.
 VALUES = {
@@ -25,8 +26,12 @@ VALUES = {
     "SUPABASE_URL": ("https://abc.supabase.co/", "abc.supabase.co"),
     "SUPABASE_SERVICE_ROLE_KEY": ("hidden-three", None),
     "ENCRYPTION_KEY": (KEY, "hidden-four"),
+    "ENCRYPTION_KEYS_PREVIOUS": (f"{OLD_KEY}, {KEY}", f"{KEY},hidden-six"),
     "OPENROUTER_API_KEY": ("hidden-five", None),
     "OPENROUTER_BASE_URL": ("http://localhost:8000/v1", "localhost:8000"),
+    "BUDGET_DAILY_USD": ("20", "-1"),
+    "BUDGET_TENANT_DAILY_USD": ("0.50", "a lot"),
+    "BUDGET_AGENT_DAILY_USD": ("0", "NaN"),
     "JOB_QUEUE_NAME": ("agent-jobs", "agent:jobs"),
     "JOB_QUEUE_PREFIX": ("{bull}", None),
     "JOB_CONCURRENCY": ("100", "many"),
@@ -128,6 +133,29 @@ def test_what_is_missing_is_reported_with_what_is_malformed():
         "DATABASE_URL",
     ]
     assert "--no-store" in found[-1]
+
+
+def test_every_previous_key_that_is_none_is_named_by_its_place_and_without_its_value():
+    short = base64.b64encode(b"sixteen bytes ok").decode()
+    (fault,) = faults(GOOD | {"ENCRYPTION_KEYS_PREVIOUS": f"{OLD_KEY},{short},,no key at all"})
+    assert fault.startswith(
+        "ENCRYPTION_KEYS_PREVIOUS must hold keys only: key 2 of 3 must be base64 of 32 bytes, this is 16; make one "
+        "with: openssl rand -base64 32; key 3 of 3 must be base64; make one with: openssl rand -base64 32 (got "
+    )
+    assert short not in fault
+
+
+def test_previous_keys_are_a_fault_where_there_is_no_key_now():
+    (fault,) = faults({"ENCRYPTION_KEYS_PREVIOUS": KEY}, needs=())
+    assert fault.startswith("ENCRYPTION_KEY is missing")
+    assert settings.load({}, needs=()).encryption_keys_previous == ()
+
+
+def test_previous_keys_are_secrets():
+    loaded = settings.load(GOOD)
+    assert [key.reveal() for key in loaded.encryption_keys_previous] == [OLD_KEY, KEY]
+    assert OLD_KEY in [secret.reveal() for secret in loaded.secrets]
+    assert OLD_KEY not in repr(loaded)
 
 
 def test_either_database_will_do():
@@ -349,6 +377,7 @@ def test_the_settings_know_every_secret_in_them():
         "p@ss-word",
         "hidden-three",
         KEY,
+        OLD_KEY,
         "hidden-five",
     }
 

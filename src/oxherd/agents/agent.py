@@ -63,6 +63,10 @@ class Agent:
         models: fallbacks, tried in order when `model` fails. OpenRouter only.
         tool_choice: for the first call of the model: `auto`, `required` (some tool), `none`, or a tool's name. Later
             calls are always `auto`, or a run that must call a tool would never end.
+        reasoning: how much to think, such as `{"effort": "low"}`.
+        seed: for models that can repeat themselves.
+        provider: how OpenRouter chooses among providers, such as `{"order": ["azure"], "sort": "price"}`.
+        cache: mark the conversation's end to be cached, for providers that want a mark. OpenRouter only.
 
     Raises:
         UsageError: naming the field that is wrong.
@@ -78,6 +82,10 @@ class Agent:
     max_output_tokens: int = 4096
     models: Sequence[str] = ()
     tool_choice: str = "auto"
+    reasoning: Mapping[str, Any] | None = None
+    seed: int | None = None
+    provider: Mapping[str, Any] | None = None
+    cache: bool = False
     form: Form = field(init=False, repr=False, compare=False)
     toolbox: Mapping[str, Tool] = field(init=False, repr=False, compare=False)
 
@@ -143,6 +151,10 @@ class _Definition(BaseModel):
     max_output_tokens: int = 4096
     models: list[str] = []
     tool_choice: str = "auto"
+    reasoning: dict[str, Any] | None = None
+    seed: int | None = None
+    provider: dict[str, Any] | None = None
+    cache: bool = False
 
 
 def _toolbox(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:

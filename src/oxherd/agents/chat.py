@@ -29,7 +29,15 @@ class Request:
         tool_choice: None for the model's own choice, or what must be called, in the API's form.
         response_format: the form of the answer, None for free text.
         temperature: None for the model's default.
-        models: fallbacks, OpenRouter only.
+        seed: for models that can repeat themselves.
+        reasoning: how much to think, such as `{"effort": "low"}` or `{"max_tokens": 2000}`; others than OpenRouter are
+            sent the effort alone.
+        user: a stable name of the end user, best a hash: providers act on abuse by it.
+        models: fallbacks. This and what follows, OpenRouter only. A fallback may be dearer: `provider` can cap that.
+        provider: how to choose among providers, such as `{"order": ["azure"], "max_price": {"completion": 10}}`.
+        session_id: requests of one session go to one provider, whose prompt cache then knows the beginning.
+        metadata: up to 16 texts by name, shown beside the generation.
+        cache: mark the prompt's end to be cached, for providers that want a mark; `parts.text` marks elsewhere.
     """
 
     model: str
@@ -39,22 +47,46 @@ class Request:
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
     temperature: float | None = None
+    seed: int | None = None
+    reasoning: Mapping[str, Any] | None = None
+    user: str | None = None
     models: Sequence[str] = ()
+    provider: Mapping[str, Any] | None = None
+    session_id: str | None = None
+    metadata: Mapping[str, str] | None = None
+    cache: bool = False
 
-    def body(self, *, openrouter: bool) -> dict[str, Any]:
+    def body(self, *, openrouter: bool, stream: bool = False) -> dict[str, Any]:
         """The request as JSON-able data, without what is not set.
 
         Parameters:
             openrouter: whether the service knows OpenRouter's own fields; others refuse or ignore them.
+            stream: whether the reply shall come in chunks.
         """
         asked: dict[str, Any] = {"model": self.model, "messages": self.messages, "max_tokens": self.max_tokens}
-        optional = ("tools", "tool_choice", "response_format", "temperature")
-        asked |= {key: value for key in optional if (value := getattr(self, key)) not in (None, ())}
-        if openrouter and self.models:
-            asked["models"] = self.models
-        if openrouter and (self.tools or self.response_format):
-            asked["provider"] = {"require_parameters": True}  # else a provider that knows neither may be picked
+        asked |= self._set("tools", "tool_choice", "response_format", "temperature", "seed", "user")
+        if stream:
+            asked["stream"] = True
+        if openrouter:
+            return asked | self._own()
+        if stream:
+            asked["stream_options"] = {"include_usage": True}  # which OpenRouter always does
+        if self.reasoning and self.reasoning.get("effort"):
+            asked["reasoning_effort"] = self.reasoning["effort"]
         return asked
+
+    def _own(self) -> dict[str, Any]:
+        """OpenRouter's own fields."""
+        asked = self._set("reasoning", "models", "session_id", "metadata")
+        needs = {"require_parameters": True} if self.tools or self.response_format else {}
+        if provider := {**needs, **(self.provider or {})}:
+            asked["provider"] = provider  # without the need, a provider that knows neither may be picked
+        if self.cache:
+            asked["cache_control"] = {"type": "ephemeral"}
+        return asked
+
+    def _set(self, *fields: str) -> dict[str, Any]:
+        return {field: value for field in fields if (value := getattr(self, field)) not in (None, ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +122,7 @@ class Reply:
     @property
     def text(self) -> str:
         """What it said in words."""
-        content = self.message.get("content") or ""
-        if isinstance(content, str):
-            return content
-        return "".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+        return words_of(self.message.get("content"))
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -146,7 +175,7 @@ def read_reply(body: Mapping[str, Any], *, generation: str | None = None) -> Rep
     if not isinstance(message, dict):
         raise Malformed("the answer holds no message")
     return Reply(
-        message=_assistant(message),
+        message=read_message(message),
         finish_reason=choice.get("finish_reason"),
         model=body.get("model"),
         id=body.get("id") or generation,
@@ -173,17 +202,20 @@ def _count(value: Any) -> int:
 
 
 def _cost(usage: Mapping[str, Any]) -> Decimal | None:
-    cost = _money(usage.get("cost"))
+    cost = read_money(usage.get("cost"))
     if cost is None or not usage.get("is_byok"):
         return cost
     # With the customer's own provider key, `cost` is OpenRouter's fee alone.
     details = usage.get("cost_details")
-    upstream = _money(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
+    upstream = read_money(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
     return None if upstream is None else cost + upstream
 
 
-def _money(value: Any) -> Decimal | None:
-    """US dollars, from a JSON number or a string. repr gives a float's shortest text: the digits that were sent."""
+def read_money(value: Any) -> Decimal | None:
+    """US dollars, from a JSON number or a string; None where it is neither, or below zero.
+
+    repr gives a float's shortest text: the digits that were sent.
+    """
     if not isinstance(value, int | float | str) or isinstance(value, bool):
         return None
     try:
@@ -193,7 +225,16 @@ def _money(value: Any) -> Decimal | None:
     return money if money.is_finite() and money >= 0 else None
 
 
-def _assistant(message: Mapping[str, Any]) -> Message:
+def words_of(content: Any) -> str:
+    """The words in a message's content, which is text or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    return "".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part)
+
+
+def read_message(message: Mapping[str, Any]) -> Message:
+    """An assistant's message as it is kept and sent back: what providers refuse or don't need is left out."""
     calls = [_call(call) for call in message.get("tool_calls") or () if isinstance(call, dict)]
     content = message.get("content")
     kept: Message = {"role": "assistant", "content": content or None if calls else content or ""}

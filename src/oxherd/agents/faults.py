@@ -6,6 +6,7 @@ Source: OpenRouter's errors (`error.metadata.error_type`, `error.availability`),
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -13,6 +14,8 @@ from enum import Enum
 from typing import Any
 
 from oxherd.clock import wall_ms
+from oxherd.errors import ModelUnreachable, OutOfCredit, OxherdError, RetryLater
+from oxherd.job import Job
 
 CHECK_URL = "check OPENROUTER_BASE_URL: it ends before /chat/completions"
 MAX_MESSAGE = 300  # characters of a provider's message that are kept: it may repeat the prompt
@@ -38,6 +41,11 @@ STATUS_OF_TYPE = {
     "unprocessable": 422,
     "rate_limit_exceeded": 429,
 }
+LATER = 30.0  # seconds until the job is run again when the service said nothing
+LONGEST_LATER = 3600.0  # seconds; what `LATER` doubles up to, from one delay of the job to the next
+LONGEST_TOLD = 86_400.0  # seconds; free models' limits reset once a day, whoever asks for more is wrong
+PATIENT_DELAYS = 12  # of one job; together with the next line, the bound of delays that cost no attempt
+PATIENT_FOR = 6 * 3600.0  # seconds
 _EPOCH_MS = 1e11  # OpenRouter's moment of reset is in epoch milliseconds; a smaller number is another service's dialect
 _AFFORDABLE = re.compile(r"can only afford (\d+)")
 
@@ -60,6 +68,7 @@ class Fault(Exception):
         hint: what a person can do.
         retry_after: seconds the service asked to wait, or None.
         affordable: output tokens that the remaining credit covers, with AFFORD.
+        status: the HTTP status that it counts as; 0 where there was no answer.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class Fault(Exception):
         hint: str = "",
         retry_after: float | None = None,
         affordable: int = 0,
+        status: int = 0,
     ) -> None:
         super().__init__(message)
         self.verdict = verdict
@@ -77,6 +87,7 @@ class Fault(Exception):
         self.hint = hint
         self.retry_after = retry_after
         self.affordable = affordable
+        self.status = status
 
 
 def fault_of(status: int, headers: Mapping[str, str], body: Any) -> Fault:
@@ -90,8 +101,35 @@ def fault_of(status: int, headers: Mapping[str, str], body: Any) -> Fault:
     error = _error(body)
     kind = _kind(error)
     status = _status(status, error, kind)
+    fault = _judge(status, headers, error, kind)
+    fault.status = status
+    return fault
+
+
+def later(retry_after: float | None) -> float:
+    """Seconds until a job is run again. With jitter: many jobs must not come back at once."""
+    return min(max(retry_after or 0.0, LATER), LONGEST_TOLD) * random.uniform(1.0, 1.25)
+
+
+def lengthened(error: RetryLater, job: Job) -> OxherdError | RetryLater:
+    """The delay for a job that may have been delayed before: each is longer than the last, and they are not for ever.
+
+    Returns:
+        A RetryLater, or, past the bound, the error that costs the job an attempt.
+    """
+    if isinstance(error, OutOfCredit):
+        return error  # the closed gate keeps it waiting
+    returns = job.attempts_started - job.attempts_made - 1  # also after a deploy; a little more patience then
+    if returns >= PATIENT_DELAYS and job.waited_ms > PATIENT_FOR * 1000:
+        return ModelUnreachable(f"{error} (after {returns} delays)", hint="see https://status.openrouter.ai")
+    grown = min(LATER * 2.0 ** min(returns, 20), LONGEST_LATER) * random.uniform(1.0, 1.25)
+    return RetryLater(max(error.seconds, grown), str(error))
+
+
+def _judge(status: int, headers: Mapping[str, str], error: Mapping[str, Any], kind: str) -> Fault:
     said = str(error.get("message") or "no reason given")[:MAX_MESSAGE]
-    message = f"the model service answered {status}: {said}"
+    provider = _part(error, "metadata").get("provider_name")
+    message = f"the model service answered {status}: {said}" + (f" (from {provider})" if provider else "")
     if status == 402:
         return _of_credit(message, said)
     if _is_passing(status, error):

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oxherd.agents.agent import Agent
-from oxherd.agents.chat import Message, Reply, Request, ToolCall
+from oxherd.agents.chat import Message, Reply, Request, ToolCall, words_of
+from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
+from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
+from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid
+from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Usage
-from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid
+from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater
 
 REPAIRS = 2  # how often a wrong answer is sent back
 TOOL_FAULTS = 5  # tool calls that may fail one after the other
@@ -45,7 +49,15 @@ class Run:
     finish_reason: str | None = None
 
 
-async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm: LLM) -> Run:  # noqa: A002
+async def run_agent(
+    ctx: Context,
+    agent: Agent,
+    input: str | list[Message],  # noqa: A002  the field's word
+    llm: LLM,
+    *,
+    scope: str | None = None,
+    ledger: Ledger | None = None,
+) -> Run:
     """Run an agent to its answer.
 
     Parameters:
@@ -53,15 +65,18 @@ async def run_agent(ctx: Context, agent: Agent, input: str | list[Message], llm:
         agent: the definition.
         input: text, or chat messages.
         llm: the model service.
+        scope: the prefix of its steps, from `ctx.scope`; one by the agent's name when left out.
+        ledger: where money is set aside and calls are booked; without it, the run's own cap is looked at between calls.
 
     Raises:
         PayloadInvalid: the input is neither.
-        BudgetExceeded: a cap was reached before there was an answer.
+        BudgetExceeded: a cap was reached before there was an answer; its `partial` is the run so far.
         OutputInvalid: the answer did not take the agent's form.
         AgentError: tools kept failing.
-        ModelRefused, RetryLater: see `LLM.chat`.
+        ModelRefused, OutOfCredit: see `LLM.chat`.
+        RetryLater, ModelUnreachable: the same, longer each time the job comes back; past a bound it costs an attempt.
     """
-    return await _Loop(ctx, agent, llm, opening(agent, input)).run()
+    return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name), ledger).run()
 
 
 def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
@@ -80,17 +95,32 @@ def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
 class _Loop:
     """The state of one run."""
 
-    def __init__(self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message]) -> None:
+    def __init__(
+        self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message], scope: str, ledger: Ledger | None
+    ) -> None:
         self._ctx = ctx
         self._agent = agent
         self._llm = llm
         self._run = Run(agent=agent.name, messages=messages)
-        self._scope = ctx.scope(agent.name)
+        self._scope = scope
+        self._books = None if ledger is None else ledger.books(ctx, agent.name, agent.budget.cap, scope)
+        self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
+        # How much of the conversation is in earlier steps: each compares and holds what is new alone, so the journal
+        # grows with the conversation, not with its square. Instructions are no part of it: they may be edited.
+        self._kept = 1 if agent.instructions else 0
         self._tool_calls = 0
         self._faults = 0
         self._repairs = 0
 
     async def run(self) -> Run:
+        try:
+            return await self._take_turns()
+        except BudgetExceeded as error:
+            self._run.output = next((said for said in map(_said, reversed(self._run.messages)) if said), None)
+            error.partial = self._run
+            raise
+
+    async def _take_turns(self) -> Run:
         while True:
             self._check_budget()
             reply = await self._ask()
@@ -116,18 +146,31 @@ class _Loop:
         run.steps += 1
         usage = Usage()
 
-        async def call(request: Request) -> Any:
-            reply = await self._llm.chat(request)
+        async def call(_: list[Message]) -> Any:
+            try:
+                reply = await self._chat(key, self._request())
+            except RetryLater as error:
+                raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
             return reply.dump()
 
         key = f"{self._scope}/model-{run.steps}"
-        kept = await self._ctx.step(key, call, self._request(), kind="model", usage=usage)
+        kept = await self._ctx.step(key, call, run.messages[self._kept :], kind="model", usage=usage)
         reply = Reply.load(kept)
         run.usage.add(reply.usage)
         run.messages.append(reply.echo())
+        self._kept = len(run.messages)
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
+
+    async def _chat(self, key: str, request: Request) -> Reply:
+        if self._books is None:
+            return await self._llm.chat(request, self._show)
+        call = await self._books.call(key, request)
+        return await self._llm.chat(request, self._show, on_generation=call.told, around=call.around)
+
+    def _show(self, _: Delta) -> None:
+        self._ctx.alive_at = mono()
 
     def _request(self) -> Request:
         agent = self._agent
@@ -143,6 +186,11 @@ class _Loop:
             response_format=None if must_call else agent.form.response_format(),
             temperature=agent.temperature,
             models=agent.models,
+            reasoning=agent.reasoning,
+            seed=agent.seed,
+            provider=agent.provider,
+            cache=agent.cache,
+            session_id=self._session,
         )
 
     async def _use_tools(self, calls: list[ToolCall]) -> None:
@@ -171,7 +219,7 @@ class _Loop:
         except JobError:
             raise  # Fatal, RetryLater and their like are meant for the worker, not for the model
         except Exception as error:  # noqa: BLE001  whatever else a tool raises, the model is told
-            return _fault(f"{type(error).__name__}: {error}")
+            return _fault(self._ctx.hide(f"{type(error).__name__}: {error}"))  # it is journaled and sent to the model
 
     def _count(self, call: ToolCall, result: Mapping[str, Any]) -> None:
         self._faults = 0 if result["ok"] else self._faults + 1
@@ -201,6 +249,10 @@ class _Loop:
         schema = encode(self._agent.form.schema).decode()
         text = f"Your answer does not fit: {why[:MAX_FAULT_TEXT]}.{cut} Answer again, with JSON only, by this schema: "
         self._run.messages.append({"role": "user", "content": text + schema})
+
+
+def _said(message: Message) -> str:
+    return words_of(message.get("content")) if message.get("role") == "assistant" else ""
 
 
 def _choice(choice: str) -> str | Message | None:

@@ -9,14 +9,16 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from oxherd.agents.agent import Agent
+from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
 from oxherd.agents.loop import Run, run_agent
 from oxherd.agents.tools import Tool
 from oxherd.context import Context
 from oxherd.errors import PayloadInvalid, UnknownAgent
 from oxherd.settings import Secret
+from oxherd.store import KeptAgent
 
-Lookup = Callable[[str], Awaitable[Mapping[str, Any] | None]]
+Lookup = Callable[[str, int | None], Awaitable[KeptAgent | None]]
 
 
 def _expect(kinds: tuple[type, ...], words: str) -> BeforeValidator:
@@ -51,11 +53,17 @@ class Agents:
     Parameters:
         llm: the model service.
         known: the product's own agents by name; inline definitions may use their tools.
-        lookup: the definition of an agent that is kept elsewhere, such as the store's `agents` table, or None.
+        lookup: an agent that is kept elsewhere, such as in the store's `agents` table: as it is now, or as it was in a
+            version; None where there is nowhere else.
+
+    Attributes:
+        llm: the model service.
+        ledger: where calls are booked, once the app has set it; without one, caps hold for single runs only.
     """
 
     def __init__(self, llm: LLM, *, known: Mapping[str, Agent], lookup: Lookup | None = None) -> None:
-        self._llm = llm
+        self.llm = llm
+        self.ledger: Ledger | None = None
         self._known = known
         self._lookup = lookup
 
@@ -66,12 +74,27 @@ class Agents:
         """With a client for the model service at `base_url`."""
         return cls(LLM(base_url, api_key), known=known, lookup=lookup)
 
-    async def close(self) -> None:
-        """Close the connections to the model service. Twice is fine."""
-        await self._llm.close()
+    async def start(self) -> None:
+        """Begin to settle what workers that died have left in the ledger."""
+        if self.ledger is not None:
+            await self.ledger.start()
 
-    async def resolve(self, agent: Agent | str | Mapping[str, Any]) -> Agent:
+    async def close(self) -> None:
+        """Write what the ledger still has, and close the connections to the model service. Twice is fine."""
+        if self.ledger is not None:
+            await self.ledger.stop()
+        await self.llm.close()
+
+    async def resolve(self, ctx: Context, agent: Agent | str | Mapping[str, Any], scope: str) -> Agent:
         """The agent itself, from its name or definition; the product's own come before those kept elsewhere.
+
+        Those kept elsewhere may be edited at any time: which version a run uses is one of its steps, so that it is on
+        record, and a later attempt goes on with the version that the run began with.
+
+        Parameters:
+            ctx: the run's.
+            agent: an agent, the name of one, or a definition.
+            scope: the prefix of the run's steps.
 
         Raises:
             UnknownAgent: naming the agents there are.
@@ -81,7 +104,7 @@ class Agents:
             case Agent():
                 return agent
             case str():
-                return self._known.get(agent) or await self._kept(agent)
+                return self._known.get(agent) or await self._kept(ctx, agent, scope)
             case Mapping():
                 return Agent.inline(agent, tools=self._tools())
             case _:
@@ -89,7 +112,10 @@ class Agents:
 
     async def run(self, ctx: Context, agent: Any, input: Any) -> Run:  # noqa: A002
         """What `ctx.run` does; see `run_agent` for what it raises."""
-        return await run_agent(ctx, await self.resolve(agent), input, self._llm)
+        # Before anything is awaited: of two runs at once, their order decides who is called what, not the database.
+        scope = ctx.scope(_name_of(agent))
+        found = await self.resolve(ctx, agent, scope)
+        return await run_agent(ctx, found, input, self.llm, scope=scope, ledger=self.ledger)
 
     async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
         """The built-in job `agent.run`."""
@@ -109,15 +135,30 @@ class Agents:
             "finish_reason": run.finish_reason,
         }
 
-    async def _kept(self, name: str) -> Agent:
-        definition = await self._lookup(name) if self._lookup is not None else None
-        if definition is None:
-            known = ", ".join(sorted(self._known)) or "none"
-            raise UnknownAgent(
-                f"no agent is called {name!r}; this worker's own are: {known}",
-                hint="is --app the right module, or is its row missing in the agents table?",
-            )
-        return Agent.inline({**definition, "name": name}, tools=self._tools())
+    async def _kept(self, ctx: Context, name: str, scope: str) -> Agent:
+        if self._lookup is None:
+            raise self._unknown(name)
+        lookup, now = self._lookup, None
+
+        async def version_of() -> int:
+            nonlocal now
+            now = await lookup(name, None)
+            if now is None:
+                raise self._unknown(name)
+            return now.version
+
+        version = await ctx.step(f"{scope}/version", version_of, kind="agent")
+        kept = now or await lookup(name, version)
+        if kept is None:
+            raise UnknownAgent(f"version {version} of agent {name!r}, which this run began with, is kept no more")
+        return Agent.inline({**kept.definition, "name": name}, tools=self._tools())
+
+    def _unknown(self, name: str) -> UnknownAgent:
+        known = ", ".join(sorted(self._known)) or "none"
+        return UnknownAgent(
+            f"no agent is called {name!r}; this worker's own are: {known}",
+            hint="is --app the right module, or is its row missing in the agents table?",
+        )
 
     def _tools(self) -> dict[str, Tool]:
         """The tools that definitions may name: those of the product's own agents, unless two differ under one name."""
@@ -127,3 +168,11 @@ class Agents:
             if tools.setdefault(each.name, each).function is not each.function:
                 clashing.add(each.name)
         return {name: each for name, each in tools.items() if name not in clashing}
+
+
+def _name_of(agent: Any) -> str:
+    match agent:
+        case Agent(name=str(name)) | str(name) | {"name": str(name)}:
+            return name
+        case _:
+            return "inline"

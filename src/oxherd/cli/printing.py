@@ -100,6 +100,15 @@ def clock(wall_ms: int | None) -> str:
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", moment)
 
 
+def age(wall_ms: int) -> str:
+    """How long ago a wall time was, in its largest unit, such as `3 d`."""
+    seconds = max(time.time() - wall_ms / 1000, 0)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def duration(seconds: float | None) -> str:
     """Such as `250 ms`, `3.2 s` or `5 m 10 s`."""
     if seconds is None:

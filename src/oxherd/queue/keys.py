@@ -30,6 +30,8 @@ class Keys:
         self._ours = f"oxherd:{prefix}:{queue}:".encode()
         for name in STRUCTURAL:
             setattr(self, name.replace("-", "_"), self.base + name.encode())
+        self.money = f"oxherd:{prefix}:money:".encode()  # all queues of a prefix share one purse
+        self.calls = f"oxherd:{prefix}:calls:".encode()  # and the model service's limits
         self.control = self._ours + b"control"
         self.cancels = self._ours + b"cancels"
         self.gate = self._ours + b"gate"

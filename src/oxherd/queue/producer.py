@@ -103,6 +103,52 @@ class Producer:
             _added(reply, root.name)
         return root_id
 
+    async def restore(
+        self,
+        job_id: str,
+        name: str,
+        data: bytes,
+        *,
+        timestamp: int,
+        attempts: int,
+        attempts_started: int,
+        attempts_made: int,
+    ) -> None:
+        """Put a job that was removed back on the queue as it was, so that its next attempt goes on with its run.
+
+        Parameters:
+            job_id, name, data: its id, name and payload.
+            timestamp: when it was first added, wall ms.
+            attempts: how many it may have.
+            attempts_started, attempts_made: where its counters were; see `Job`.
+
+        Raises:
+            JobStateError: a job with that id is there.
+        """
+        k = self._keys
+        if await self._link.call(b"EXISTS", k.job(job_id)):
+            raise JobStateError(f"job {job_id} is on the queue", hint=f"oxherd jobs show {job_id}")
+        if job_id.isdecimal():
+            await self._outnumber(int(job_id))
+        opts = {"jobId": job_id, "timestamp": timestamp, "attempts": attempts, "delay": 0}
+        added, *args = _add_standard(k, (_arguments(name, opts, k, timestamp), data, msgpack.packb(opts)), timestamp)
+        await self._link.call(b"SCRIPT", b"LOAD", added.body)
+        replies = await asyncio.gather(
+            self._link.send(b"MULTI"),
+            self._link.send(b"EVALSHA", added.sha, added.numkeys, *args),
+            self._link.send(b"HSET", k.job(job_id), b"ats", attempts_started, b"atm", attempts_made),
+            self._link.send(b"EXEC"),
+        )
+        for reply in replies[-1]:
+            if isinstance(reply, Exception):
+                raise RedisRefused(f"Redis refused the job: {reply}", code=str(reply).split(" ", 1)[0])
+
+    async def _outnumber(self, number: int) -> None:
+        # A queue that lost its counter would give the number out again, over the job that has it.
+        behind = number - int(await self._link.call(b"GET", self._keys.id) or 0)
+        if behind > 0:
+            await self._link.call(b"INCRBY", self._keys.id, behind)
+
     async def schedule(self, scheduler_id: str, repeat: Repeat, job: NewJob) -> str:
         """Create or change a job scheduler and return the id of its next job.
 
@@ -190,20 +236,7 @@ class Producer:
                 *args,
                 now,
             )
-        return (
-            script("addStandardJob"),
-            k.wait,
-            k.paused,
-            k.meta,
-            k.id,
-            k.completed,
-            k.delayed,
-            k.active,
-            k.events,
-            k.marker,
-            *args,
-            now,
-        )
+        return _add_standard(k, args, now)
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +261,17 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         raise PayloadInvalid(f"only one of {', '.join(ON_CHILD_FAILURE)} may be set")
     _check_objects(opts)
     return opts
+
+
+def _add_standard(k: Keys, args: tuple[Any, ...], now: int) -> tuple[Any, ...]:
+    return (
+        script("addStandardJob"), k.wait, k.paused, k.meta, k.id, k.completed, k.delayed, k.active, k.events, k.marker,
+        *args, now,
+    )  # fmt: skip
+
+
+def _is_uuid(text: Any) -> bool:
+    return isinstance(text, str) and len(text) == 36 and text.count("-") == 4
 
 
 def _check_objects(opts: Mapping[str, Any]) -> None:

@@ -52,9 +52,7 @@ def script(name: str) -> Script:
         OxherdError: no such script in the installed `bullmq` package.
     """
     path = _file(name)
-    body = _parking(path.read_bytes())
-    sha = hashlib.sha1(body, usedforsecurity=False).hexdigest()
-    return Script(name, body, sha.encode(), path.stem.rpartition("-")[2].encode())
+    return _loaded(path, _parking(path.read_bytes()))
 
 
 def _file(name: str) -> Path:
@@ -64,6 +62,16 @@ def _file(name: str) -> Path:
     raise OxherdError(
         f"the installed bullmq package has no script {name}", hint="install the locked version: bullmq 3.4.4"
     )
+
+
+def read_script(path: Path) -> Script:
+    """Read a script of ours from `<name>-<number of keys>.lua`."""
+    return _loaded(path, path.read_bytes())
+
+
+def _loaded(path: Path, body: bytes) -> Script:
+    name, _, numkeys = path.stem.rpartition("-")
+    return Script(name, body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode(), numkeys.encode())
 
 
 def _parking(body: bytes) -> bytes:

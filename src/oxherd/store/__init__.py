@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from oxherd.context import Step
 
@@ -64,6 +64,96 @@ class Begun:
     steps: Sequence[Step]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptAgent:
+    """An agent that the product's app keeps in the `agents` table, as it was in one of its versions.
+
+    Attributes:
+        version: counts the edits, from 1.
+        definition: see `Agent.inline`.
+    """
+
+    version: int
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRow:
+    """One credential as it is stored: sealed.
+
+    Attributes:
+        tenant: whose it is, empty for nobody's in particular.
+        name: what handlers call it.
+        envelope: the sealed value.
+        key_id: which key sealed it.
+        created_at, updated_at: wall ms; updated when a value is put, not when it gets another key.
+    """
+
+    tenant: str
+    name: str
+    envelope: str
+    key_id: str
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendSum:
+    """A line of the report on what was spent.
+
+    Attributes:
+        key: the day, tenant, agent or model; None for calls without a tenant.
+        calls: how many tries of model calls.
+        input_tokens, output_tokens: as far as they are known.
+        cost_usd: of the settled ones.
+        open: how many are not settled yet, and reserved_usd what is set aside for them.
+        unknown: how many have a bill that will never be known. They are not in `cost_usd`.
+    """
+
+    key: str | None
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    open: int
+    reserved_usd: Decimal
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """One try of a model call in the ledger.
+
+    Attributes:
+        id: its own.
+        run_id, step, fence: the run, the step, and the attempt's fencing number.
+        tenant: whom it was for, or None.
+        agent: its name.
+        model: what was asked for, or who answered, once that is known.
+        state: reserved (its bill is not known yet), settled, or unknown (its bill will never be known).
+        at: when it began, wall ms.
+        generation_id: the model service's, or None.
+        input_tokens, output_tokens: None until they are known.
+        reserved_usd: what was set aside for it; None where no cap applied or the price is unknown.
+        cost_usd: None unless it is settled.
+    """
+
+    id: str
+    run_id: str
+    step: str
+    fence: int
+    tenant: str | None
+    agent: str
+    model: str
+    state: str
+    at: int
+    generation_id: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reserved_usd: Decimal | None = None
+    cost_usd: Decimal | None = None
+
+
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -99,8 +189,74 @@ class Store(Protocol):
                 counters reset (a low fence, but started after the run had ended) from a worker that lost its lease.
         """
 
-    async def agent(self, name: str) -> dict[str, object] | None:
-        """The definition of an agent that the product's app keeps in the `agents` table, or None. Waits while away."""
+    async def agent(self, name: str, version: int | None = None) -> KeptAgent | None:
+        """An agent that the product's app keeps in the `agents` table, or None. Waits while away.
+
+        Parameters:
+            name: the agent's.
+            version: one that it had, deleted or not; as it is now when left out.
+        """
+
+    async def put_credential(self, tenant: str, name: str, envelope: str) -> bool:
+        """Store an envelope in place of any that is there; whether there was none.
+
+        Raises:
+            StoreRefused: it is no envelope, or a text can't be stored.
+            StoreUnreachable: as all that follow here.
+        """
+
+    async def get_credential(self, tenant: str, name: str) -> str | None:
+        """One envelope, or None. Waits while away."""
+
+    async def remove_credential(self, tenant: str, name: str) -> bool:
+        """Forget one; whether it was there."""
+
+    async def list_credentials(
+        self,
+        *,
+        limit: int,
+        after: tuple[str, str] | None = None,
+        tenant: str | None = None,
+        but_key: str | None = None,
+    ) -> list[CredentialRow]:
+        """A page in the order of tenant and name.
+
+        Parameters:
+            limit: how many.
+            after: tenant and name of the last one on the page before.
+            tenant: of this one only.
+            but_key: those that another key than this one sealed.
+        """
+
+    async def count_credentials(self) -> dict[str, int]:
+        """How many each key sealed, by the key's id."""
+
+    async def swap_credentials(self, swaps: Sequence[tuple[str, str, str, str]]) -> int:
+        """Replace envelopes that are still the ones that were read; how many.
+
+        Parameters:
+            swaps: tenant, name, the envelope that was read, the one to replace it; none twice.
+        """
+
+    async def write_spend(self, rows: Sequence[SpendRow]) -> None:
+        """Write to the ledger, no id twice. A settled row stays as it is. Raises StoreRefused, StoreUnreachable."""
+
+    async def unsettled_spend(self, *, before: int, run_id: str | None = None, limit: int = 100) -> list[SpendRow]:
+        """Rows of the ledger whose bill is not known yet, the oldest first. Raises StoreUnreachable.
+
+        Parameters:
+            before: those that began before this moment, wall ms.
+            run_id: of this run only.
+            limit: how many.
+        """
+
+    async def spend_report(self, *, by: str, since: int, until: int) -> list[SpendSum]:
+        """What was spent, summed. Raises StoreUnreachable.
+
+        Parameters:
+            by: day (UTC), tenant, agent or model.
+            since, until: of calls that began in between, wall ms; the first counts, the last does not.
+        """
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people; None where there is none. Raises StoreUnreachable.
@@ -110,6 +266,24 @@ class Store(Protocol):
 
     async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
         """The newest runs as rows, for people, without `input`, `output` and `stack`. Raises StoreUnreachable."""
+
+    async def find_run(self, queue: str, job_id: str) -> str | None:
+        """The id of a job id's newest run, or None. Raises StoreUnreachable, as do the next two."""
+
+    async def steps(self, run_id: str, *, outputs: bool = False) -> list[dict[str, object]]:
+        """The finished steps of a run as rows, for people, in the order in which they finished.
+
+        Names are those of Step: usage spread out, `size` of the output in bytes, `output` decoded where asked for.
+        """
+
+    async def drop_steps(self, run_id: str, key: str) -> list[str]:
+        """Forget a step, all that finished after it, and those inside it, so that they are run again.
+
+        Only for a run that has ended: one that is running would not notice.
+
+        Returns:
+            Their keys, none where there is no such step.
+        """
 
     @property
     def waiting(self) -> int:

@@ -70,19 +70,8 @@ class Outage:
         raise AssertionError("pauses never end")
 
     async def patiently(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Call `read` until the database answers. Reads may work while writes fail: they begin and end no outage.
-
-        Raises:
-            StoreUnreachable: `give_up` was called.
-        """
-        for pause in pauses():
-            try:
-                return await read()
-            except StoreUnreachable:
-                if self._given_up:
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError("pauses never end")
+        """`patiently`, until `give_up` is called."""
+        return await patiently(read, given_up=lambda: self._given_up)
 
     def _lost(self, error: StoreUnreachable) -> None:
         if self._since is None:
@@ -94,3 +83,23 @@ class Outage:
             seconds = self.seconds
             self._since = None
             emit(StoreBack(seconds=seconds))
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], *, given_up: Callable[[], bool] = lambda: False) -> T:
+    """Call `ask` until the database answers; it must be safe to repeat. What is asked begins and ends no outage.
+
+    Parameters:
+        ask: a read, or a write that changes nothing the second time.
+        given_up: whether to stop trying.
+
+    Raises:
+        StoreUnreachable: it was given up.
+    """
+    for pause in pauses():
+        try:
+            return await ask()
+        except StoreUnreachable:
+            if given_up():
+                raise
+        await asyncio.sleep(pause)
+    raise AssertionError("pauses never end")

@@ -11,11 +11,15 @@ import asyncpg
 import orjson
 
 from oxherd.errors import StoreUnreachable, UsageError
+from oxherd.store import KeptAgent
 from oxherd.store.address import CONNECT_SECONDS, FAULTS, parse
+from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
+from oxherd.store.spend import Spending
 from oxherd.store.statements import statement
+from oxherd.store.timeline import Timeline
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -29,7 +33,7 @@ MOST_CONNECTIONS = 4  # one writes batches, the others claim runs and read
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class PostgresStore(JournalStore):
+class PostgresStore(JournalStore, Credentials, Spending, Timeline):
     """Runs and steps in Postgres, by asyncpg.
 
     Parameters:
@@ -84,10 +88,23 @@ class PostgresStore(JournalStore):
         """Claim a run. Raises StoreRefused or StoreUnreachable."""
         return cast(str, await self._value("begin_run", run.decode()))
 
-    async def agent(self, name: str) -> dict[str, object] | None:
-        """The definition of an agent in the `agents` table, or None. Waits while the database is away."""
-        definition = await self._outage.patiently(lambda: self._value("agent", name))
-        return None if definition is None else cast(dict[str, object], orjson.loads(definition))
+    async def agent(self, name: str, version: int | None = None) -> KeptAgent | None:
+        """An agent in the `agents` table, or one of its versions, or None. Waits while the database is away."""
+        question = ("agent", name) if version is None else ("agent_version", name, version)
+        rows = await self._outage.patiently(lambda: self._rows(*question))
+        return KeptAgent(rows[0]["version"], orjson.loads(rows[0]["definition"])) if rows else None
+
+    async def ask_credentials(self, function: str, request: bytes) -> str:
+        """Call one of the functions for credentials. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
+    async def ask_spend(self, function: str, request: bytes) -> str:
+        """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
+    async def ask_timeline(self, function: str, request: bytes) -> str:
+        """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people, or None. Raises StoreUnreachable."""

@@ -12,9 +12,9 @@ import orjson
 
 from oxherd.context import Step, Usage
 from oxherd.errors import StoreRefused
-from oxherd.store import Begun, RunRecord
+from oxherd.store import Begun, RunRecord, SpendRow
 
-Record = TypeVar("Record", RunRecord, Step)
+Record = TypeVar("Record", RunRecord, SpendRow, Step)
 
 
 def to_json(rows: RunRecord | Sequence[RunRecord | Mapping[str, Any]]) -> bytes:
@@ -50,6 +50,7 @@ def step_row(run_id: str, fence: int, attempt_started_at: int, step: Step) -> di
         "attempt_started_at": attempt_started_at,
         "started_at": step.started_at,
         "ms": step.ms,
+        "place": step.place or None,
         "model_calls": usage and usage.calls,
         "input_tokens": usage and usage.input_tokens,
         "output_tokens": usage and usage.output_tokens,
@@ -82,6 +83,7 @@ def _step(row: Mapping[str, Any]) -> Step:
         attempt=row["fence"],
         started_at=row["started_at"],
         ms=row["ms"],
+        place=row["place"] or "",
     )
 
 

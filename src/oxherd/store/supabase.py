@@ -13,10 +13,14 @@ import orjson
 
 from oxherd.errors import OxherdError, StoreRefused, StoreUnreachable, UsageError
 from oxherd.settings import Secret
+from oxherd.store import KeptAgent
 from oxherd.store.address import is_row_fault
+from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
+from oxherd.store.spend import Spending
+from oxherd.store.timeline import Timeline
 
 if TYPE_CHECKING:
     import aiohttp
@@ -51,7 +55,7 @@ class _NotSetUp(StoreUnreachable):
     """It answers, but the schema or the grants are missing. A running worker waits for them as in any outage."""
 
 
-class SupabaseStore(JournalStore):
+class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
     """Runs and steps in Supabase, by HTTP.
 
     Parameters:
@@ -100,12 +104,25 @@ class SupabaseStore(JournalStore):
         """Claim a run. Raises StoreRefused or StoreUnreachable."""
         return await self._call("begin_run", b'{"run":%b}' % run)
 
-    async def agent(self, name: str) -> dict[str, object] | None:
-        """The definition of an agent in the `agents` table, or None. Waits while the database is away."""
-        rows = await self._outage.patiently(
-            lambda: self._select("agents", ("select", "definition"), ("name", f"eq.{name}"))
-        )
-        return cast(dict[str, object], rows[0]["definition"]) if rows else None
+    async def agent(self, name: str, version: int | None = None) -> KeptAgent | None:
+        """An agent in the `agents` table, or one of its versions, or None. Waits while the database is away."""
+        table, filters = "agents", [("name", f"eq.{name}")]
+        if version is not None:
+            table, filters = "agent_versions", [*filters, ("version", f"eq.{version}")]
+        rows = await self._outage.patiently(lambda: self._select(table, ("select", "version,definition"), *filters))
+        return KeptAgent(**rows[0]) if rows else None
+
+    async def ask_credentials(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for credentials. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
+    async def ask_spend(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for the ledger. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
+    async def ask_timeline(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people, or None. Raises StoreUnreachable."""

@@ -245,6 +245,34 @@ class GateChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetReached(Event):
+    """A call of a model was not made because a cap on money is in the way.
+
+    `scope` is one of run, tenant, agent, global; the last three are a day's. What is set aside for calls that have
+    not ended yet counts as used.
+    """
+
+    name: ClassVar[str] = "budget.reached"
+    level: ClassVar[str] = "warning"
+    scope: str
+    agent: str
+    tenant: str
+    cap_usd: float
+    used_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpendUnknown(Event):
+    """What a model call cost can't be found out: the ledger says so, and the day's caps count what was set aside."""
+
+    name: ClassVar[str] = "spend.unknown"
+    level: ClassVar[str] = "warning"
+    run: str
+    step: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleFailed(Event):
     """The next iteration of a job scheduler could not be made."""
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import quote
 
 import orjson
@@ -32,33 +34,90 @@ _REFUSALS_EVERY = 1.0  # seconds
 _LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
 _LONGEST_LINE = 4 * _LONGEST_TEXT
 _SHORTEST_SECRET = 4  # characters; a shorter one is only hidden where it is the whole value
+_SHORTEST_LINE = 12  # characters of one line of a secret, such as of a certificate, that is hidden by itself
 
 
 class Redactor:
     """Puts `***` where a known secret's value stands in a text.
 
     Parameters:
-        secrets: the values to hide. Percent-encoded copies are hidden too.
+        secrets: the values to hide, and what they look like percent-encoded, as a literal, in JSON, or line by line.
+        most: how many are known at once; the one that was learned longest ago is forgotten first.
     """
 
-    def __init__(self, secrets: Iterable[Secret] = ()) -> None:
-        values = {secret.reveal() for secret in secrets} - {""}
-        forms = values | {quote(value, safe="", errors="backslashreplace") for value in values}
-        self._whole = frozenset(forms)
-        self._parts = sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
-        self._needles = tuple({_bytes(form) for form in forms} | {_escaped(form) for form in forms})
+    def __init__(self, secrets: Iterable[Secret] = (), *, most: int | None = None) -> None:
+        self._most = most
+        self._known: dict[str, _Forms] = {}
+        self._hidden = _Hidden(())
+        for secret in secrets:
+            self.learn(secret)
+
+    def learn(self, secret: Secret) -> None:
+        """Hide this one, too, from now on."""
+        value = secret.reveal()
+        known = self._known.pop(value, None)
+        self._known[value] = known or _Forms.of(value)  # the last one is the newest
+        if known is None:
+            if self._most is not None and len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+            self._hidden = _Hidden(tuple(self._known.values()))
 
     def suspects(self, line: bytes) -> bool:
         """Whether a finished line may hold a secret. Quick, and wrong only by being too careful."""
-        return any(needle in line for needle in self._needles)
+        return any(needle in line for needle in self._hidden.needles)
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        if text in self._whole:
+        if text in self._hidden.whole:
             return "***"
-        for part in self._parts:
+        for part in self._hidden.parts:
             text = text.replace(part, "***")
         return text
+
+
+class _Forms(NamedTuple):
+    """What one secret looks like in texts, and in the bytes of finished lines."""
+
+    texts: frozenset[str]
+    needles: frozenset[bytes]
+
+    @classmethod
+    def of(cls, value: str) -> Self:
+        lines = (line for line in value.splitlines() if len(line) >= _SHORTEST_LINE) if "\n" in value else ()
+        literals = (repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False))
+        texts = {value, quote(value, safe="", errors="backslashreplace"), *(text[1:-1] for text in literals), *lines}
+        texts -= {""}
+        return cls(frozenset(texts), frozenset(needle for text in texts for needle in (_bytes(text), _escaped(text))))
+
+
+class _Hidden:
+    """All forms of all secrets, ready to be looked for; made when first needed, as many are learned and few met."""
+
+    def __init__(self, forms: tuple[_Forms, ...]) -> None:
+        self._forms = forms
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        return frozenset(text for forms in self._forms for text in forms.texts)
+
+    @cached_property
+    def parts(self) -> list[str]:
+        return sorted((form for form in self.whole if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+    @cached_property
+    def needles(self) -> tuple[bytes, ...]:
+        return tuple(needle for forms in self._forms for needle in forms.needles)
+
+
+_learned = Redactor(most=500)  # each costs every line some 0.2 µs
+
+
+def hide(secret: Secret) -> None:
+    """Hide a value that came to be known while running, such as a customer's key, in all lines from now on.
+
+    The 500 that were last used are hidden. What handlers raise is cleared of theirs before it comes here.
+    """
+    _learned.learn(secret)
 
 
 def _bytes(text: str) -> bytes:
@@ -139,6 +198,13 @@ LINES: dict[type[Event], _Line] = {
     events.GateChanged: _Line(
         lambda e: f"Intake {'closed' if e.closed else 'open'}{f': {e.reason}' if e.reason else ''}",
         _told("closed", "reason"),
+    ),
+    events.BudgetReached: _Line(
+        lambda e: f"Cap of the {e.scope} reached: ${e.used_usd:g} of ${e.cap_usd:g} by {e.agent}",
+        _told("scope", "agent", "cap_usd", "used_usd"),
+    ),
+    events.SpendUnknown: _Line(
+        lambda e: f"Nobody knows what {e.step} of {e.run} cost at {e.model}", _told("run", "step", "model")
     ),
     events.ScheduleFailed: _Line(
         lambda e: f"No next job for scheduler {e.scheduler}: {e.error}", _told("scheduler", "error")
@@ -257,7 +323,7 @@ class _Logs:
         if _RANKS[level] < self._rank:
             return
         line = self._render(_record(event, level, more), LINES[type(event)].told)
-        if len(line) > _LONGEST_LINE or self._redactor.suspects(line):
+        if len(line) > _LONGEST_LINE or self._redactor.suspects(line) or _learned.suspects(line):
             line = self._render(_record(self._tidied(event), level, more), LINES[type(event)].told)
         self._write(line)
 
@@ -304,7 +370,7 @@ class _Logs:
         return tuple(self._clean(part) for part in value) if isinstance(value, tuple) else value
 
     def _clean(self, text: str) -> str:
-        text = self._redactor.text(text)
+        text = _learned.text(self._redactor.text(text))
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
 
     def _write(self, line: bytes) -> None:

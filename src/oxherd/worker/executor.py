@@ -10,16 +10,20 @@ import ctypes
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import encode
-from oxherd.context import AgentRunner, Context, Step, Wire
+from oxherd.context import AgentRunner, Context, Hidden, Step, Wire
 from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, Quarantined
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
+from oxherd.settings import Secret
 from oxherd.store import RunRecord, Store
+from oxherd.telemetry import logs
+from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
 from oxherd.worker.retry import outcome_of
 
@@ -57,6 +61,7 @@ class Running:
         ended: whether its end was given to the store.
         adopted: whether it was found to be ours after an outage: then Redis may have forgotten that it ran.
         told_at: monotonic seconds at which the handler was last told to stop.
+        secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
     """
 
     job: Job
@@ -72,6 +77,18 @@ class Running:
     ended: bool = False
     adopted: bool = False
     told_at: float = 0.0
+    secrets: logs.Redactor | None = None
+
+    def keep_secret(self, value: Secret) -> None:
+        """Hide a value in this job's errors and log, and in all log lines."""
+        if self.secrets is None:
+            self.secrets = logs.Redactor()
+        self.secrets.learn(value)
+        logs.hide(value)
+
+    def hide(self, text: str) -> str:
+        """The text without the job's secrets."""
+        return text if self.secrets is None else self.secrets.text(text)
 
     def interrupt(self, why: JobError) -> None:
         """Stop the job; the first reason given stands, except that a lost lease overrides any.
@@ -112,6 +129,7 @@ class Executor:
         store: where runs are recorded, or None with --no-store.
         wire: progress, logs and children, for contexts.
         runner: runs agents, for contexts.
+        vault: has credentials, for contexts, and opens sealed fields.
         worker: this worker's id, for the record.
         queue: the queue's name, for the record.
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
@@ -127,6 +145,7 @@ class Executor:
         store: Store | None,
         wire: Wire,
         runner: AgentRunner,
+        vault: Vault = NO_VAULT,
         worker: str,
         queue: str,
         timeout: float,
@@ -139,6 +158,7 @@ class Executor:
         self._store = store
         self._wire = wire
         self._runner = runner
+        self._vault = vault
         self._worker = worker
         self._queue = queue
         self._timeout = timeout
@@ -171,7 +191,7 @@ class Executor:
             _refuse_deferred(running.job, self._crash_limit)
             handler = find_handler(self.handlers, running.job.name)
             retries = handler.retries
-            payload, tenant = read_payload(handler, running.job.raw)
+            payload, tenant = read_payload(handler, running.job.raw, partial(self._unseal, running))
             return Done(await self._run(running, handler, payload, tenant, steps))
         except Exception as error:  # noqa: BLE001  whatever a handler raises is an outcome
             return self._interrupted(running, error, retries)
@@ -187,16 +207,19 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
-        return self._without_secrets(outcome_of(stop or error, running.job, retries=retries))
+        return outcome_of(stop or error, running.job, retries=retries, hide=partial(self._without_secrets, running))
 
-    def _without_secrets(self, outcome: Outcome) -> Outcome:
-        match outcome:
-            case Fail() | Retry():
-                return replace(outcome, reason=self._hide(outcome.reason), stack=self._hide(outcome.stack))
-            case Delay():
-                return replace(outcome, reason=self._hide(outcome.reason))
-            case _:
-                return outcome
+    def _unseal(self, running: Running, data: dict[str, Any], job: str, tenant: str | None) -> None:
+        for secret in self._vault.open_fields(data, job=job, tenant=tenant):
+            running.keep_secret(secret)
+
+    async def _credential(self, running: Running, tenant: str | None, name: str) -> Hidden:
+        value = await self._vault.get(tenant, name)
+        running.keep_secret(value)
+        return value
+
+    def _without_secrets(self, running: Running, text: str) -> str:
+        return self._hide(running.hide(text))
 
     async def _claim(self, running: Running) -> tuple[Sequence[Step], bytes | None]:
         job = running.job
@@ -217,6 +240,8 @@ class Executor:
             wire=self._wire,
             runner=self._runner,
             tenant=tenant,
+            credentials=partial(self._credential, running),
+            hide=running.hide,
         )
         running.context = context
         limit = self._timeout if handler.timeout is None else handler.timeout
@@ -230,7 +255,9 @@ class Executor:
             if handler.is_async
             else self._in_thread(running, handler, context, payload)
         )
-        running.task = asyncio.get_running_loop().create_task(_contained(call), name=f"{TASKS}{running.job.id}")
+        running.task = asyncio.get_running_loop().create_task(
+            _contained(context, call), name=f"{TASKS}{running.job.id}"
+        )
         try:
             value = await running.task
         except asyncio.CancelledError:
@@ -308,7 +335,8 @@ class Executor:
         )
 
 
-async def _contained(call: Awaitable[Any]) -> Any:
+async def _contained(context: Context, call: Awaitable[Any]) -> Any:
+    context.begin()
     try:
         return await call
     except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the whole worker
@@ -334,10 +362,16 @@ class _RunJournal:
         self._run_id = run_id
         self._running = running
         self._steps = {step.key: step for step in steps}
+        # Where one that failed left its place to another and later ran, the later is the one that counts.
+        self._places = {step.place: step for step in steps if step.place}
 
     def find(self, key: str) -> Step | None:
         """The finished step of that name, if an earlier attempt left one."""
         return self._steps.get(key)
+
+    def at(self, place: str) -> Step | None:
+        """The finished step that an earlier attempt had at that place, if it left one."""
+        return self._places.get(place)
 
     async def save(self, step: Step) -> None:
         """Keep a step; returns when it is durable."""

@@ -10,8 +10,10 @@ from typing import Any, get_type_hints, is_typeddict
 import typing_extensions
 from pydantic import TypeAdapter, ValidationError
 
-from oxherd.codec import decode
+from oxherd.codec import decode, encode
 from oxherd.errors import PayloadInvalid, UnknownJob, UsageError
+from oxherd.vault.payload import RAW_MARK
+from oxherd.vault.vault import NO_VAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,25 @@ def find_handler(handlers: Mapping[str, Handler], name: str) -> Handler:
 
 
 MAX_PAYLOAD = 10_000_000  # bytes: what hosted Redis takes in one request; larger ones belong in object storage
+Unseal = Callable[[dict[str, Any], str, str | None], None]
 
 
-def read_payload(handler: Handler, raw: bytes) -> tuple[Any, str | None]:
-    """Decode and validate a payload; returns it with its `tenant`.
+def refuse_sealed(data: dict[str, Any], job: str, tenant: str | None) -> None:
+    """Unseal nothing: a payload with a sealed field is refused. Raises PayloadInvalid naming the field."""
+    NO_VAULT.open_fields(data, job=job, tenant=tenant)
+
+
+def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -> tuple[Any, str | None]:
+    """Decode, unseal and validate a payload; returns it with its `tenant`.
+
+    Parameters:
+        handler: whose payload it is.
+        raw: as the producer wrote it.
+        unseal: opens the sealed fields of a payload in place, given the job's name and the tenant.
 
     Raises:
-        PayloadInvalid: it is too large, not JSON, not an object, or does not fit the handler's type; the message names
-            the field and the type that was expected.
+        PayloadInvalid: it is too large, not JSON, not an object, has a sealed field that can't be opened, or does not
+            fit the handler's type; the message names the field and the type that was expected.
     """
     if len(raw) > MAX_PAYLOAD:
         raise PayloadInvalid(f"the payload has {len(raw):,} bytes; at most {MAX_PAYLOAD:,} are taken")
@@ -115,6 +128,9 @@ def read_payload(handler: Handler, raw: bytes) -> tuple[Any, str | None]:
     if not isinstance(data, dict):
         raise PayloadInvalid(f"the payload must be a JSON object, it is {_json_type(data)}")
     tenant = _tenant_in(data)
+    if RAW_MARK in raw:
+        unseal(data, handler.name, tenant)
+        raw = encode(data)
     if handler.payload is None:
         return data, tenant
     try:

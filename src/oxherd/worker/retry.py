@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from oxherd.errors import (
     Fatal,
     JobCancelled,
     JobTimeout,
+    JournalMismatch,
     LeaseLost,
     OxherdError,
     PayloadInvalid,
@@ -24,21 +26,24 @@ FIRST_DELAY_MS = 1_000
 LONGEST_DELAY_MS = 365 * 86_400_000
 MAX_STACK = 8_000  # characters kept of one stack trace
 MAX_REASON = 4_000  # characters kept of an error's message
+Hide = Callable[[str], str]
 KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (JobTimeout, "timeout"),
     (JobCancelled, "cancelled"),
     (PayloadInvalid, "invalid"),
     (UnknownJob, "unknown_job"),
     (Quarantined, "quarantined"),
+    (JournalMismatch, "journal_mismatch"),
 )
 
 
-def outcome_of(error: BaseException, job: Job, *, retries: int = 0) -> Outcome:
+def outcome_of(error: BaseException, job: Job, *, retries: int = 0, hide: Hide = str) -> Outcome:
     """What an error means for the job.
 
     Parameters:
         error: what the handler, or the worker on its behalf, raised.
         retries: the handler's own number of extra attempts, for jobs whose producer set none.
+        hide: takes out of a text what nobody may read, such as a customer's key.
     """
     match error:
         case LeaseLost():
@@ -46,22 +51,22 @@ def outcome_of(error: BaseException, job: Job, *, retries: int = 0) -> Outcome:
         case WaitForChildren():
             return Park()
         case RetryLater():
-            return Delay(_delay_ms(error.seconds * 1000), reason_of(error))
+            return Delay(_delay_ms(error.seconds * 1000), reason_of(error, hide))
         case Fatal() | JobCancelled():
-            return Fail(reason_of(error), stack_of(error), kind_of(error))
+            return Fail(reason_of(error, hide), stack_of(error, hide), kind_of(error))
         case _:
-            return _retry_or_fail(error, job, retries)
+            return _retry_or_fail(error, job, retries, hide)
 
 
-def _retry_or_fail(error: BaseException, job: Job, retries: int) -> Outcome:
+def _retry_or_fail(error: BaseException, job: Job, retries: int, hide: Hide) -> Outcome:
     producer_set = bool(job.opts.get("attempts"))
     allowed = job.attempts if producer_set else retries + 1
     if job.attempt >= allowed:
-        return Fail(reason_of(error), stack_of(error), kind_of(error))
+        return Fail(reason_of(error, hide), stack_of(error, hide), kind_of(error))
     backoff = job.opts.get("backoff")
     if backoff is None and not producer_set:
         backoff = {"type": "exponential", "delay": FIRST_DELAY_MS, "jitter": 0.5}
-    return Retry(backoff_ms(backoff, job.attempt), reason_of(error), stack_of(error))
+    return Retry(backoff_ms(backoff, job.attempt), reason_of(error, hide), stack_of(error, hide))
 
 
 def backoff_ms(backoff: Any, attempt: int) -> int:
@@ -94,18 +99,18 @@ def _number(value: Any, default: float) -> float:
     return max(float(value), 0.0) if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
-def reason_of(error: BaseException) -> str:
+def reason_of(error: BaseException, hide: Hide = str) -> str:
     """One line for `failedReason`: the error's own words, or its type where it has none; its hint, if any."""
-    words = _words_of(error)
+    words = _words_of(error, hide)
     text = words or type(error).__name__
     if isinstance(error, OxherdError):
-        return f"{text} ({error.hint})" if error.hint else text
+        return f"{text} ({_sendable(hide(error.hint))})" if error.hint else text
     return text if words and type(error) in (Exception, RuntimeError) else f"{type(error).__name__}: {text}"
 
 
-def _words_of(error: BaseException) -> str:
+def _words_of(error: BaseException, hide: Hide) -> str:
     try:
-        words = str(error)
+        words = hide(str(error))  # before it is cut: half of a secret would not be found
     except Exception:  # noqa: BLE001  an error that can't even be printed still ends its job
         words = "(its message can't be printed)"
     return _sendable(words[:MAX_REASON])
@@ -121,6 +126,6 @@ def kind_of(error: BaseException) -> str:
     return next((kind for wanted, kind in KINDS if isinstance(error, wanted)), "failed")
 
 
-def stack_of(error: BaseException) -> str:
+def stack_of(error: BaseException, hide: Hide = str) -> str:
     """The stack trace as text, its end kept where it is long."""
-    return _sendable("".join(traceback.format_exception(error))[-MAX_STACK:])
+    return _sendable(hide("".join(traceback.format_exception(error)))[-MAX_STACK:])

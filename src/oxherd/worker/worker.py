@@ -37,6 +37,7 @@ from oxherd.telemetry.events import (
     WorkerStopped,
     emit,
 )
+from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.control import Control
 from oxherd.worker.executor import Executor, Interrupted, Running
 from oxherd.worker.handlers import Handler
@@ -95,6 +96,7 @@ class Worker:
         handlers: by job name.
         store: where runs are recorded, or None.
         runner: runs agents for handlers.
+        vault: has their credentials and opens sealed fields.
         limits: the numbers.
         hide: takes known secrets out of the text of errors.
     """
@@ -107,6 +109,7 @@ class Worker:
         *,
         store: Store | None,
         runner: AgentRunner,
+        vault: Vault = NO_VAULT,
         limits: Limits,
         hide: Callable[[str], str] = str,
     ) -> None:
@@ -139,7 +142,7 @@ class Worker:
             lock_ms=limits.lock_ms, on_work=self._stop_waiting,
         )  # fmt: skip
         self.executor = Executor(
-            handlers, store=store, wire=self, runner=runner, worker=self.id, queue=keys.queue,
+            handlers, store=store, wire=self, runner=runner, vault=vault, worker=self.id, queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
             crash_limit=limits.crash_limit, hide=hide,
         )  # fmt: skip

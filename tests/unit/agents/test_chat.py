@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes.openrouter import fields_of_a_request, published
 from oxherd.agents.chat import Malformed, Reply, Request, read_reply, read_usage
 from oxherd.codec import decode, encode
 from oxherd.context import Usage
@@ -25,6 +27,41 @@ def test_only_openrouter_is_sent_its_own_fields():
     plain = {"model": "m", "messages": [], "max_tokens": 1, "tools": [{}], "temperature": 0.0}
     assert request.body(openrouter=False) == plain
     assert request.body(openrouter=True) == plain | {"models": ["n"], "provider": {"require_parameters": True}}
+
+
+def test_streams_are_asked_for_with_their_usage_where_that_is_no_matter_of_course():
+    request = Request(model="m", messages=[], max_tokens=1, reasoning={"effort": "low"}, seed=7, user="u")
+    plain = {"model": "m", "messages": [], "max_tokens": 1, "seed": 7, "user": "u", "stream": True}
+    assert request.body(openrouter=True, stream=True) == plain | {"reasoning": {"effort": "low"}}
+    local = plain | {"stream_options": {"include_usage": True}, "reasoning_effort": "low"}
+    assert request.body(openrouter=False, stream=True) == local
+
+
+def test_what_a_request_needs_of_a_provider_is_added_to_how_it_is_chosen():
+    wanted = Request(model="m", messages=[], max_tokens=1, tools=[{}], provider={"order": ["azure"]})
+    assert wanted.body(openrouter=True)["provider"] == {"order": ["azure"], "require_parameters": True}
+    bold = replace(wanted, provider={"require_parameters": False})
+    assert bold.body(openrouter=True)["provider"] == {"require_parameters": False}
+
+
+def test_openrouter_takes_all_the_fields_there_are():
+    if published() is None:
+        pytest.skip("the published schema (shared/contracts beside the repository) is not here")
+    request = Request(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=1,
+        seed=1,
+        reasoning={"effort": "high"},
+        user="u",
+        models=["n"],
+        provider={"order": ["azure"], "max_price": {"completion": "10"}, "sort": "price", "zdr": True},
+        session_id="s",
+        metadata={"job": "1"},
+        cache=True,
+    )
+    assert list(published().iter_errors(request.body(openrouter=True, stream=True))) == []
+    assert set(request.body(openrouter=True, stream=True)) <= fields_of_a_request()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from time import time
 
 import pytest
 
-from oxherd.agents.faults import Verdict, fault_of
+from oxherd.agents.faults import LONGEST_LATER, Verdict, fault_of, later, lengthened
+from oxherd.errors import ModelUnreachable, OutOfCredit, RetryLater
+from oxherd.job import Job
 
 NOW = time()
 RETRY, AFFORD, PARK, REFUSE = Verdict.RETRY, Verdict.AFFORD, Verdict.PARK, Verdict.REFUSE
@@ -75,6 +77,13 @@ def test_flagged_input_and_the_providers_raw_answer_are_not_repeated():
     assert "SECRET" not in fault.message
 
 
+def test_the_provider_is_named():
+    fault = fault_of(
+        502, {}, error(502, "Provider returned error", metadata={"provider_name": "Groq", "raw": "SECRET"})
+    )
+    assert fault.message == "the model service answered 502: Provider returned error (from Groq)"
+
+
 def test_long_messages_are_cut():
     assert len(fault_of(400, {}, error(400, "x" * 10_000)).message) < 400
 
@@ -97,3 +106,35 @@ def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, bo
     monkeypatch.setattr("oxherd.agents.faults.wall_ms", lambda: int(NOW * 1000))
     told = fault_of(429, headers, body).retry_after
     assert told == (seconds if seconds is None else pytest.approx(seconds, abs=5))
+
+
+def job(returns: int, hours: float = 0.0) -> Job:
+    now = int(time() * 1000)
+    started = {"attempts_made": 1, "attempts_started": returns + 2}
+    return Job("1", "n", b"", {}, "t", timestamp=now - int(hours * 3_600_000), processed_on=now, **started)
+
+
+def test_each_delay_of_a_job_is_longer_than_the_last_up_to_an_hour():
+    delays = [lengthened(RetryLater(30.0, "busy"), job(returns)).seconds for returns in range(12)]
+    assert delays[:7] == sorted(delays[:7])
+    assert 30 <= delays[0] <= 37.5
+    assert all(LONGEST_LATER <= delay <= LONGEST_LATER * 1.25 for delay in delays[7:])
+
+
+def test_a_longer_wait_that_the_service_asked_for_is_kept_but_no_more_than_a_day_or_so():
+    assert lengthened(RetryLater(5000.0), job(0)).seconds == 5000
+    assert later(1e12) <= 86_400 * 1.25
+    assert 30 <= later(None) <= 37.5
+
+
+def test_delays_are_not_for_ever():
+    assert isinstance(lengthened(RetryLater(30.0, "busy"), job(12, hours=5)), RetryLater)
+    assert isinstance(lengthened(RetryLater(30.0, "busy"), job(11, hours=50)), RetryLater)
+    gone = lengthened(RetryLater(30.0, "busy"), job(12, hours=7))
+    assert isinstance(gone, ModelUnreachable)
+    assert "busy" in gone.message
+
+
+def test_a_lack_of_credit_is_waited_out_behind_the_gate():
+    error = OutOfCredit(900.0, "pay")
+    assert lengthened(error, job(50, hours=50)) is error

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -9,11 +11,28 @@ from decimal import Decimal
 import pytest
 from aiohttp import web
 
-from fakes.openrouter import KEY, PRICE, Drops, Refuses, answer, calls, published, says
+from fakes.openrouter import (
+    ALIVE,
+    DONE,
+    KEY,
+    PRICE,
+    Drops,
+    Refuses,
+    Streams,
+    answer,
+    calls,
+    chunk,
+    event,
+    published,
+    says,
+    streamed,
+)
 from oxherd.agents import LLM
 from oxherd.agents import llm as llm_module
 from oxherd.agents.chat import Request
-from oxherd.errors import ModelRefused, RetryLater
+from oxherd.agents.llm import Timeouts, Try
+from oxherd.agents.stream import Delta
+from oxherd.errors import ModelRefused, OutOfCredit, RetryLater
 from oxherd.settings import Secret
 
 HELLO = Request(model="openai/gpt-5-mini", messages=[{"role": "user", "content": "hello"}], max_tokens=1000)
@@ -49,6 +68,13 @@ async def test_tool_calls_decide_and_not_the_finish_reason(fake, llm):
         Refuses(503, availability={"code": "temporarily_unavailable", "retryable": True}),
         Refuses(200, metadata={"error_type": "provider_unavailable"}),
         Drops(),
+        Streams(chunk({"content": "par"}), cut=True),
+        Streams(chunk({"content": "par"})),
+        Streams(chunk({"content": "par"}, "stop")),
+        Streams(chunk({"content": "par"}), event({"error": {"code": 502, "message": "x"}})),
+        Streams(ALIVE, event({"choices": [], "error": {"code": 429, "message": "x"}})),
+        Streams(b"data: <html>\n\n"),
+        Streams(),
         b"<html>Bad gateway</html>",
         b"[]",
         {"choices": []},
@@ -108,10 +134,17 @@ async def test_the_output_limit_is_lowered_to_what_the_credit_covers(fake, llm):
     assert [request["max_tokens"] for request in fake.requests] == [1000, 120]
 
 
+async def test_the_output_limit_is_lowered_once_only(fake, llm):
+    fake.script(*[Refuses(402, f"You requested more, but can only afford {limit}.") for limit in (120, 60)])
+    with pytest.raises(OutOfCredit):
+        await llm.chat(HELLO)
+    assert [request["max_tokens"] for request in fake.requests] == [1000, 120]
+
+
 @pytest.mark.parametrize("said", ["Insufficient credits", "but can only afford 3"])
-async def test_a_lack_of_credit_parks_the_job(fake, llm, said):
+async def test_a_lack_of_credit_is_told_apart_and_not_tried_again(fake, llm, said):
     fake.script(Refuses(402, said))
-    with pytest.raises(RetryLater, match="add credit") as caught:
+    with pytest.raises(OutOfCredit, match="add credit") as caught:
         await llm.chat(HELLO)
     assert caught.value.seconds == llm_module.PARKED
 
@@ -150,8 +183,7 @@ async def test_a_service_that_is_not_there_delays_the_job(pauses):
 
 
 async def test_a_service_that_does_not_answer_in_time_delays_the_job_without_asking_twice(fake, pauses, monkeypatch):
-    monkeypatch.setattr(llm_module, "TOTAL_TIMEOUT", 0.05)
-    llm = LLM(fake.url, Secret(KEY), openrouter=True, sleep=noted(pauses))
+    llm = LLM(fake.url, Secret(KEY), openrouter=True, sleep=noted(pauses), timeouts=Timeouts(total=0.05))
 
     release = asyncio.Event()
 
@@ -192,6 +224,268 @@ async def test_calls_share_one_session(fake, llm):
     await llm.close()
     assert session.closed
     assert fake.bill == Decimal("0.0006")
+
+
+# --- streams
+
+
+async def test_replies_are_streamed_and_listeners_are_told_as_they_come(fake, llm):
+    go_on = asyncio.Event()
+    first, second = chunk({"role": "assistant", "content": "Hel", "reasoning": "hm"}), chunk({"content": "lo"}, "stop")
+    fake.script(Streams(ALIVE, first, go_on, second, DONE))
+    heard = []
+
+    def listen(delta):
+        heard.append(delta)
+        go_on.set()
+
+    assert (await llm.chat(HELLO, listen)).text == "Hello"
+    assert heard == [Delta("Hel", "hm", 1), Delta("lo", "", 1)]
+    assert fake.requests[0]["stream"] is True
+
+
+async def test_a_listener_learns_that_the_reply_begins_anew(fake, llm):
+    fake.script(Streams(chunk({"content": "par"}), cut=True), Streams(chunk({"content": "whole"}, "stop"), DONE))
+    heard = []
+    await llm.chat(HELLO, heard.append)
+    assert heard[-1] == Delta("whole", "", 2)
+
+
+async def test_a_service_that_cannot_stream_is_asked_for_whole_replies(fake, pauses):
+    llm = LLM(fake.url, Secret(KEY), openrouter=True, stream=False, sleep=noted(pauses))
+    fake.script(Refuses(503), says("Hi"), calls(("find", {"q": 1}), finish_reason="stop"), {"choices": []}, says("Hi"))
+    assert (await llm.chat(HELLO)).text == "Hi"
+    assert [call.name for call in (await llm.chat(HELLO)).tool_calls] == ["find"]
+    assert (await llm.chat(HELLO)).text == "Hi"
+    assert "stream" not in fake.requests[0]
+    await llm.close()
+
+
+async def test_a_service_that_ignores_the_wish_to_stream_is_understood(fake, llm):
+    fake.script(b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}')
+    heard = []
+    assert (await llm.chat(HELLO, heard.append)).text == "Hi"
+    assert heard == [Delta("Hi", "", 1)]
+
+
+async def test_a_connection_is_used_again_after_a_stream(fake, llm):
+    fake.script(*[says("Hi")] * 3)
+    for _ in range(3):
+        await llm.chat(HELLO)
+    assert len(llm._session.connector._acquired) == 0
+    assert sum(map(len, llm._session.connector._conns.values())) == 1
+
+
+async def test_a_connection_is_used_again_although_the_body_ends_after_the_last_event(fake, llm):
+    late = asyncio.Event()
+    fake.script(Streams(chunk({"content": "Hi"}, "stop"), DONE, late), says("Hi"))
+    loop = asyncio.get_running_loop()
+    await llm.chat(HELLO, lambda _: loop.call_later(0.02, late.set))
+    await llm.chat(HELLO)
+    assert sum(map(len, llm._session.connector._conns.values())) == 1
+    assert not fake.hung_up.is_set()
+
+
+async def test_a_stream_that_is_left_open_behind_its_end_holds_nobody_up(fake, llm, monkeypatch):
+    monkeypatch.setattr(llm_module, "LINGER", 0.01)
+    never = asyncio.Event()
+    fake.script(Streams(chunk({"content": "Hi"}, "stop"), DONE, never))
+    assert (await llm.chat(HELLO)).text == "Hi"
+    await asyncio.wait_for(fake.hung_up.wait(), 5)
+
+
+async def test_a_cancelled_call_closes_its_stream_at_once(fake, llm):
+    begun, never = asyncio.Event(), asyncio.Event()
+    fake.script(Streams(chunk({"content": "par"}), never))
+    tries = []
+    call = asyncio.ensure_future(llm.chat(HELLO, lambda _: begun.set(), tries=tries))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.wait_for(fake.hung_up.wait(), 5)
+    assert tries == [Try(HELLO.model, "gen-1")]
+    assert (await llm.generation(tries[0].id)).usage.cost_usd == fake.bill
+
+
+async def test_a_call_that_is_cancelled_before_any_answer_leaves_a_try_in_doubt(fake, llm):
+    arrived, never = asyncio.Event(), asyncio.Event()
+
+    async def hold(_):
+        arrived.set()
+        await never.wait()
+
+    fake.script(lambda _: Streams())
+    fake._stream = lambda *_: hold(_)
+    tries = []
+    call = asyncio.ensure_future(llm.chat(HELLO, tries=tries))
+    await arrived.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.wait_for(fake.hung_up.wait(), 5)
+    assert tries == [Try(HELLO.model)]
+
+
+# --- what a ledger needs
+
+
+async def test_the_generation_id_is_told_before_the_reply_is_read(fake, llm):
+    told = asyncio.Event()
+    fake.script(Streams(ALIVE, told, chunk({"content": "Hi"}, "stop"), DONE))
+    seen = []
+
+    async def keep(tried):
+        seen.append((tried.id, tried.usage))
+        told.set()
+
+    await llm.chat(HELLO, on_generation=keep)
+    assert seen == [("gen-1", None)]
+
+
+async def test_every_try_is_accounted_for_and_those_in_doubt_have_their_generation_id(fake, llm):
+    usage = event({"choices": [], "usage": {"prompt_tokens": 1, "cost": 0.5}})
+    fake.script(
+        Refuses(503),
+        Streams(chunk({"content": "par"}), cut=True),
+        Streams(chunk({"content": "par"}), usage, event({"error": {"code": 502, "message": "x"}})),
+        says("Hi"),
+    )
+    tries = []
+    reply = await llm.chat(HELLO, tries=tries)
+    refused, cut, broken, answered = tries
+    assert (refused.free, refused.usage) == (True, None)
+    assert (cut.id, cut.free, cut.usage) == ("gen-2", False, None)
+    assert (broken.id, broken.usage.cost_usd) == ("gen-3", Decimal("0.5"))
+    assert (answered.id, answered.usage) == ("gen-4", reply.usage)
+    # What the service charged is what the tries and the records of those in doubt say.
+    settled = (await llm.generation(cut.id)).usage.cost_usd + answered.usage.cost_usd
+    assert settled + PRICE == fake.bill
+
+
+async def settled(llm, tries) -> Decimal:
+    """What a ledger would book for these tries."""
+    looked_up = [await llm.generation(each.id) for each in tries if each.usage is None and not each.free]
+    told = [each.usage for each in tries if each.usage is not None]
+    return sum((usage.cost_usd for usage in (*told, *(found.usage for found in looked_up))), Decimal(0))
+
+
+async def test_wherever_a_stream_is_cut_the_reply_is_whole_in_the_end_and_the_books_agree_with_the_bill(fake, llm):
+    body = calls(("find", {"q": "é"}), content="Let me see") | {"usage": {"cost": float(PRICE)}}
+    sent = streamed(body)
+    for at in range(0, len(sent), 13):
+        fake.script(Streams(sent[:at], cut=True), body)
+        tries = []
+        before = fake.bill
+        reply = await llm.chat(HELLO, tries=tries)
+        assert [(call.name, call.arguments) for call in reply.tool_calls] == [("find", '{"q": "\\u00e9"}')]
+        if len(tries) == 1:  # cut after its last event
+            assert b"[DONE]" in sent[:at]
+            fake._script.clear()
+        assert await settled(llm, tries) == fake.bill - before == PRICE * len(tries)
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_whatever_goes_wrong_the_books_agree_with_the_bill(fake, llm, seed):
+    chance = random.Random(seed)
+    sent = streamed(says("Hello there") | {"usage": {"cost": float(PRICE)}})
+    wrong = (
+        lambda: Refuses(chance.choice([429, 500, 502, 503, 529])),
+        lambda: Streams(sent[: chance.randrange(len(sent) - 20)], cut=True),
+        lambda: Streams(sent[: chance.randrange(len(sent) - 20)]),
+        lambda: Streams(chunk({"content": "par"}), event({"choices": [], "error": {"code": 502, "message": "x"}})),
+        lambda: Streams(*(bytes([byte]) for byte in sent[: chance.randrange(200)]), cut=True),
+    )
+    answers = [chance.choice(wrong)() for _ in range(chance.randrange(llm_module.TRIES + 1))]
+    fake.script(*answers[: llm_module.TRIES], *([says("Hello there")] if len(answers) < llm_module.TRIES else []))
+    tries = []
+    with contextlib.suppress(RetryLater):
+        assert (await llm.chat(HELLO, tries=tries)).text == "Hello there"
+    assert await settled(llm, tries) == fake.bill
+
+
+async def test_without_the_header_the_generation_id_is_that_of_the_chunks(fake, llm):
+    fake.script(Streams(chunk({"content": "par"}), cut=True, named=False), says("Hi"))
+    tries = []
+    await llm.chat(HELLO, tries=tries)
+    assert tries[0].id == "gen-1"
+
+
+async def test_a_try_that_met_a_gateways_timeout_may_have_been_billed(fake, llm):
+    fake.script(Refuses(504), says("Hi"))
+    tries = []
+    await llm.chat(HELLO, tries=tries)
+    assert tries[0].free is False
+
+
+async def test_a_ledger_that_fails_stops_the_call_and_its_stream(fake, llm):
+    fake.script(Streams(ALIVE, asyncio.Event()))
+
+    async def refuse(_):
+        raise RuntimeError("the lease is lost")
+
+    with pytest.raises(RuntimeError, match="lease"):
+        await llm.chat(HELLO, on_generation=refuse)
+    await asyncio.wait_for(fake.hung_up.wait(), 5)
+
+
+# --- time limits
+
+
+async def timed(fake, pauses, answers, **limits):
+    llm = LLM(fake.url, Secret(KEY), openrouter=True, sleep=noted(pauses), timeouts=Timeouts(**limits))
+    fake.script(*answers)
+    try:
+        return await llm.chat(HELLO)
+    finally:
+        await llm.close()
+
+
+async def test_signs_of_life_do_not_count_as_a_first_token(fake, pauses):
+    alive = [piece for _ in range(100) for piece in (ALIVE, 0.02)]
+    with pytest.raises(RetryLater, match=r"did not begin to answer in 0\.1 s"):
+        await timed(fake, pauses, [Streams(*alive)], first_token=0.1)
+    assert pauses == []  # the same again would take as long: the slot is given back
+    await asyncio.wait_for(fake.hung_up.wait(), 5)
+
+
+async def test_silence_within_a_reply_ends_the_try_and_it_is_asked_again(fake, pauses):
+    stuck = Streams(chunk({"content": "par"}), asyncio.Event())
+    reply = await timed(fake, pauses, [stuck, says("Hi")], between=0.1)
+    assert (reply.text, len(pauses)) == ("Hi", 1)
+    assert fake.hung_up.is_set()
+
+
+async def test_signs_of_life_keep_a_reply_going(fake, pauses):
+    slow = [chunk({"content": "Hi"}), *[piece for _ in range(8) for piece in (0.05, ALIVE)], chunk({}, "stop"), DONE]
+    reply = await timed(fake, pauses, [Streams(*slow)], between=0.3)
+    assert (reply.text, pauses) == ("Hi", [])
+
+
+async def test_a_reply_without_end_meets_the_total_limit(fake, pauses):
+    words = [piece for _ in range(100) for piece in (chunk({"content": "on and "}), 0.02)]
+    with pytest.raises(RetryLater, match="in time"):
+        await timed(fake, pauses, [Streams(*words)], total=0.15)
+    assert pauses == []
+
+
+async def test_a_host_that_takes_no_connection_is_noticed_soon_and_costs_nothing(pauses):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(address)
+        llm = LLM(f"http://127.0.0.1:{address[1]}/v1", None, sleep=noted(pauses), timeouts=Timeouts(connect=0.05))
+        tries = []
+        with pytest.raises(RetryLater, match=r"no connection to the model service in 0.05 s"):
+            await llm.chat(HELLO, tries=tries)
+        await llm.close()
+        for each in waiting:
+            each.close()
+    assert [tried.free for tried in tries] == [True] * 4
 
 
 def test_the_http_client_is_not_imported_before_the_first_call():

@@ -6,8 +6,8 @@ from decimal import Decimal
 import pytest
 from pydantic import BaseModel
 
-from fakes.openrouter import PRICE, Refuses, answer, calls, says
-from oxherd.agents import Agent, Budget, tool
+from fakes.openrouter import DONE, PRICE, Refuses, Streams, answer, calls, chunk, says
+from oxherd.agents import Agent, Budget, loop, tool
 from oxherd.agents.loop import TOOL_FAULTS, run_agent
 from oxherd.errors import (
     AgentError,
@@ -367,8 +367,55 @@ async def test_fallbacks_and_the_output_limit_are_sent(ctx, fake, llm):
     assert run.model == "other/model"
 
 
+async def test_how_to_think_and_where_is_sent_and_all_calls_of_a_job_are_one_session(attempt, fake, llm, tools):
+    fields = {"reasoning": {"effort": "low"}, "seed": 7, "provider": {"order": ["azure"]}, "cache": True}
+    fake.script(calls(("find_order", {"email": "a"})), says("ok"), says("ok"))
+    await run_agent(attempt(), support(tools.find_order, **fields), "?", llm)
+    await run_agent(attempt(), Agent("other", "m", **fields), "?", llm)
+    first = fake.requests[0]
+    assert (first["reasoning"], first["seed"], first["provider"]["order"]) == ({"effort": "low"}, 7, ["azure"])
+    assert first["cache_control"] == {"type": "ephemeral"}
+    assert len({request["session_id"] for request in fake.requests}) == 1
+
+
+async def test_a_job_that_was_delayed_before_is_delayed_for_longer(attempt, fake, llm):
+    fake.script(Refuses(429, headers={"Retry-After": "60"}))
+    context = attempt()
+    context.job.attempts_started = 6
+    with pytest.raises(RetryLater) as caught:
+        await run_agent(context, support(), "?", llm)
+    assert caught.value.seconds >= 30 * 2**5
+
+
+async def test_a_reply_that_goes_on_for_long_is_a_sign_of_life(ctx, fake, llm, monkeypatch):
+    heard = asyncio.Event()
+
+    def note() -> float:
+        heard.set()
+        return 7.0
+
+    monkeypatch.setattr(loop, "mono", note)
+    fake.script(Streams(chunk({"content": "o"}), heard, chunk({"content": "k"}, "stop"), DONE))
+    ctx.alive_at = 0.0
+    await run_agent(ctx, support(), "?", llm)
+    assert ctx.alive_at > 0
+
+
 async def test_the_journal_grows_with_the_conversation_and_not_with_its_square(ctx, fake, llm, tools, journal):
     fake.script(*[calls(("find_order", {"email": "a"}))] * 20, says("ok"))
     await run_agent(ctx, support(tools.find_order, budget=Budget(steps=30)), "x" * 1000, llm)
     sizes = [len(step.output) for step in journal.steps.values() if step.kind == "model"]
     assert max(sizes) < 400
+
+
+async def test_what_a_tool_failed_with_is_told_to_the_model_without_the_jobs_secrets(attempt, fake, llm, journal):
+    @tool
+    def charge(amount: int) -> str:
+        """Charge."""
+        raise OSError(f"https://api.example/?key=sk-live-1 refused {amount}")
+
+    fake.script(calls(("charge", {"amount": 5})), says("Sorry."))
+    ctx = attempt(hide=lambda text: text.replace("sk-live-1", "***"))
+    await run_agent(ctx, support(charge), "Charge 5", llm)
+    assert b"key=*** refused 5" in journal.steps["support/tool-1-charge"].output
+    assert "sk-live-1" not in str((fake.requests, journal.steps))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from fakes.openrouter import calls, says
 from oxherd.agents import Agent, Agents, tool
 from oxherd.codec import encode
 from oxherd.errors import PayloadInvalid, UnknownAgent
+from oxherd.store import KeptAgent
 from oxherd.worker.handlers import make_handler, read_payload
 
 
@@ -48,28 +51,90 @@ async def test_the_built_in_job_runs_an_inline_definition_with_the_products_tool
     assert (result["output"], result["agent"], result["model"]) == ({"ok": True}, "inline", "n")
 
 
-async def test_agents_kept_elsewhere_are_looked_up_after_the_products_own(llm):
-    asked = []
+class Kept:
+    """The agents table with all its versions."""
 
-    async def lookup(name):
-        asked.append(name)
-        return {"model": "kept", "instructions": "x"} if name == "editor" else None
+    def __init__(self, **versions):
+        self.versions = versions
+        self.asked = []
 
-    agents = Agents(llm, known={"support": SUPPORT}, lookup=lookup)
-    assert await agents.resolve("support") is SUPPORT
-    assert asked == []
-    editor = await agents.resolve("editor")
+    async def __call__(self, name, version):
+        self.asked.append((name, version))
+        there = self.versions.get(name, [])
+        wanted = version or len(there)
+        return KeptAgent(wanted, there[wanted - 1]) if there else None
+
+
+async def test_agents_kept_elsewhere_are_looked_up_after_the_products_own(llm, ctx):
+    kept = Kept(editor=[{"model": "kept", "instructions": "x"}])
+    agents = Agents(llm, known={"support": SUPPORT}, lookup=kept)
+    assert await agents.resolve(ctx, "support", "support") is SUPPORT
+    assert kept.asked == []
+    editor = await agents.resolve(ctx, "editor", "editor")
     assert (editor.name, editor.model) == ("editor", "kept")
 
 
-@pytest.mark.parametrize("kept", [False, True])
-async def test_an_unknown_agent_is_answered_with_those_there_are(llm, kept):
-    async def nothing(_name):
-        return None
-
-    agents = Agents(llm, known={"support": SUPPORT, "editor": SUPPORT}, lookup=nothing if kept else None)
+@pytest.mark.parametrize("lookup", [None, Kept()])
+async def test_an_unknown_agent_is_answered_with_those_there_are(llm, ctx, lookup):
+    agents = Agents(llm, known={"support": SUPPORT, "editor": SUPPORT}, lookup=lookup)
     with pytest.raises(UnknownAgent, match="no agent is called 'suport'; this worker's own are: editor, support"):
-        await agents.resolve("suport")
+        await agents.resolve(ctx, "suport", "suport")
+
+
+async def test_a_run_records_the_version_it_uses_and_its_next_attempt_uses_the_same(llm, attempt, journal, fake):
+    kept = Kept(editor=[{"model": "one"}])
+    agents = Agents(llm, known={}, lookup=kept)
+    fake.script(says("first"), says("second"))
+    assert (await agents.run(attempt(), "editor", "?")).output == "first"
+    version = journal.steps["editor/version"]
+    assert (version.kind, version.output) == ("agent", b"1")
+
+    kept.versions["editor"].append({"model": "two"})
+    del journal.steps["editor/model-1"]
+    assert (await agents.run(attempt(), "editor", "?")).output == "second"
+    assert [request["model"] for request in fake.requests] == ["one", "one"]
+    assert kept.asked == [("editor", None), ("editor", 1)]
+
+
+async def test_another_run_uses_the_version_of_its_own_time(llm, attempt, journal, fake):
+    kept = Kept(editor=[{"model": "one"}])
+    agents = Agents(llm, known={}, lookup=kept)
+    fake.script(says("first"), says("second"))
+    await agents.run(attempt(), "editor", "?")
+    kept.versions["editor"].append({"model": "two"})
+    journal.steps.clear()
+    await agents.run(attempt(), "editor", "?")
+    assert [request["model"] for request in fake.requests] == ["one", "two"]
+    assert journal.steps["editor/version"].output == b"2"
+
+
+async def test_a_version_that_is_kept_no_more_is_told(llm, attempt, fake):
+    kept = Kept(editor=[{"model": "one"}])
+    agents = Agents(llm, known={}, lookup=kept)
+    fake.script(says("first"))
+    await agents.run(attempt(), "editor", "?")
+    kept.versions.clear()
+    with pytest.raises(UnknownAgent, match="version 1 of agent 'editor', which this run began with, is kept no more"):
+        await agents.run(attempt(), "editor", "?")
+
+
+async def test_of_two_runs_at_once_the_first_is_called_the_first_though_its_look_up_takes_longer(
+    llm, ctx, journal, fake
+):
+    order, looked_up = [], asyncio.Event()
+
+    async def lookup(name, version):
+        order.append(name)
+        if len(order) == 1:
+            await looked_up.wait()
+        looked_up.set()
+        return KeptAgent(1, {"model": "m"})
+
+    agents = Agents(llm, known={}, lookup=lookup)
+    fake.script(*[lambda body: says(f"to {body['messages'][0]['content']}")] * 2)
+    await asyncio.gather(agents.run(ctx, "editor", "one"), agents.run(ctx, "editor", "two"))
+    assert b"to one" in journal.steps["editor/model-1"].output
+    assert b"to two" in journal.steps["editor#2/model-1"].output
 
 
 @pytest.mark.parametrize(
@@ -92,13 +157,13 @@ async def test_a_bad_inline_definition_names_its_field(agents, ctx):
         await agents.handle(ctx, payload(agents, agent={}, input="x"))
 
 
-async def test_a_name_that_two_agents_use_for_different_tools_can_not_be_named_inline(llm):
+async def test_a_name_that_two_agents_use_for_different_tools_can_not_be_named_inline(llm, ctx):
     def look(place: str) -> str:
         return place
 
     agents = Agents(llm, known={"a": SUPPORT, "b": Agent("b", "m", tools=[look]), "c": Agent("c", "m", tools=[look])})
     with pytest.raises(PayloadInvalid, match="no tool 'look'; this worker has: none"):
-        await agents.resolve({"model": "m", "tools": ["look"]})
+        await agents.resolve(ctx, {"model": "m", "tools": ["look"]}, "inline")
 
 
 async def test_handlers_run_agents_through_their_context(agents, attempt, fake):

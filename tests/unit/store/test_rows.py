@@ -66,10 +66,11 @@ def test_what_a_claim_answers_becomes_steps():
     row = {
         "key": "k", "kind": "model", "inputs": "i", "output": '"x"', "fence": 3, "started_at": 5, "ms": 1.5,
         "model_calls": 1, "input_tokens": 2, "output_tokens": 3, "cost_usd": "0.10",
+        "place": "2.1",
     }  # fmt: skip
     found = begun(orjson.dumps({"allowed": True, "output": None, "steps": [row]}))
     usage = Usage(calls=1, input_tokens=2, output_tokens=3, cost_usd=Decimal("0.10"))
-    assert found.steps == [Step("k", "i", b'"x"', "model", usage, 3, 5, 1.5)]
+    assert found.steps == [Step("k", "i", b'"x"', "model", usage, 3, 5, 1.5, "2.1")]
 
 
 @pytest.mark.parametrize("time", ["2025-11-23T12:00:00.001+00:00", "2025-11-23T13:00:00.001+01:00"])

@@ -245,6 +245,47 @@ def test_a_very_short_secret_is_hidden_only_as_a_whole_value(log, job_ended):
     assert (records(sink)[0]["job"], records(sink)[0]["reason"]) == ("***", "cabbage")
 
 
+def test_a_secret_met_while_running_is_hidden_from_then_on_also_in_what_libraries_log(log, job_ended):
+    sink = log()
+    logs.hide(Secret("met-while-running"))
+    emit(job_ended(outcome="failed", reason="no: met-while-running"))
+    logging.getLogger("library").warning("key met-while-running")
+    assert "met-while-running" not in text(sink)
+    assert "no: ***" in text(sink)
+
+
+def test_of_the_secrets_met_while_running_those_last_used_are_hidden():
+    redactor = logs.Redactor(most=3)
+    for name in ("first", "second", "third", "first", "fourth"):
+        redactor.learn(Secret(f"the-{name}-key"))
+    hidden = redactor.text("the-first-key the-second-key the-third-key the-fourth-key")
+    assert hidden == "*** the-second-key *** ***"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n", "tab\tbed 'quoted' \x07", 'Grüße "an" alle\\\\'],
+)
+def test_a_secret_of_several_lines_or_odd_characters_is_hidden_in_any_form(value):
+    redactor = logs.Redactor([Secret(value)])
+    for shown in (
+        value,
+        repr(value),
+        f"{ValueError(value)!r}",
+        json.dumps({"key": value}),
+        f"near {value.splitlines()[-1]}",
+    ):
+        hidden = redactor.text(shown)
+        assert "***" in hidden
+        assert not any(line in hidden for line in value.splitlines())
+
+
+def test_five_hundred_secrets_cost_a_line_little():
+    redactor = logs.Redactor((Secret(f"sk-live-{number:032}") for number in range(500)), most=500)
+    line = b'{"message": "[job] support.reply 42 completed in 1.2 s"}' * 4
+    assert min(timeit.repeat(lambda: redactor.suspects(line), number=20, repeat=5)) / 20 < 0.001
+
+
 def test_a_value_of_the_secret_type_needs_no_registration(log, job_ended):
     sink = log()
     emit(job_ended(job=Secret(HIDDEN), reason=f"the key {Secret(HIDDEN)} expired"))

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import pytest
+from pydantic import AfterValidator
 
-from oxherd.context import Context, Step
+from oxherd.codec import encode
+from oxherd.context import Context, Step, _digest
 from oxherd.errors import Fatal, JobCancelled, LeaseLost, RetryLater, WaitForChildren
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
+from oxherd.settings import Secret
 from oxherd.store import Begun, RunRecord
+from oxherd.telemetry.logs import _learned
+from oxherd.vault.keyring import KeyRing
+from oxherd.vault.payload import seal_field
+from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.executor import Executor, Interrupted, Running
 from oxherd.worker.handlers import make_handler
+
+NO_ARGUMENTS = _digest((), {})
 
 
 class Records:
@@ -42,13 +53,33 @@ class Records:
         return self.allowed
 
 
-def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0, hide=str) -> Executor:
+def hinted(text: str) -> Fatal:
+    return Fatal(text, hint=text)
+
+
+def no_card(card: str) -> str:
+    raise ValueError(f"{card} is no card")
+
+
+@dataclass
+class Payment:
+    card: Annotated[str, AfterValidator(no_card)]
+
+
+class Lines(list):
+    """What jobs log."""
+
+    async def add_log(self, job: Job, text: str) -> None:
+        self.append(text)
+
+
+def executor(function, *, store=None, timeout=0.0, idle_timeout=0.0, retries=0, vault=NO_VAULT, hide=str) -> Executor:
     handlers = {"a": make_handler("a", function, retries=retries)}
 
     async def no_agents(*_: Any) -> None: ...
 
     return Executor(
-        handlers, store=store, wire=None, runner=no_agents, worker="w", queue="q",
+        handlers, store=store, wire=Lines(), runner=no_agents, vault=vault, worker="w", queue="q",
         timeout=timeout, idle_timeout=idle_timeout, threads=4, hide=hide, crash_limit=2,
     )  # fmt: skip
 
@@ -118,7 +149,7 @@ async def test_a_later_attempt_gets_finished_steps_from_the_journal():
     async def run(ctx: Context, payload: dict[str, Any]) -> Any:
         return [await ctx.step("paid", lambda: "again"), await ctx.step("new", lambda: "fresh")]
 
-    paid = Step("paid", "h", b'"once"', "step", None, 1, 0, 1.0)
+    paid = Step("paid", NO_ARGUMENTS, b'"once"', "step", None, 1, 0, 1.0)
     store = Records(Begun(allowed=True, output=None, steps=[paid]))
     assert await executor(run, store=store).execute(running(attempts_started=2)) == Done(b'["once","fresh"]')
     assert [step.key for step in store.steps] == ["new"]
@@ -225,6 +256,86 @@ def test_limits_are_told_apart():
     assert job.overdue(job.begun + 1e9) is None
     job.deadline = job.begun + 5
     assert "time limit" in str(job.overdue(job.begun + 6))
+
+
+class TestSecrets:
+    RING = KeyRing.of(Secret(base64.b64encode(bytes(32)).decode()))
+
+    @pytest.fixture
+    async def vault(self) -> Vault:
+        class Rows:
+            kept: ClassVar = {}
+
+            async def put_credential(self, tenant, name, envelope):
+                self.kept[tenant, name] = envelope
+
+            async def get_credential(self, tenant, name):
+                return self.kept.get((tenant, name))
+
+        vault = Vault(self.RING, Rows())
+        await vault.put("acme", "stripe", Secret("sk-live-of-acme"))
+        return vault
+
+    def payload(self) -> bytes:
+        card = seal_field("4111-1111", self.RING, job="a", tenant="acme", path=("card",))
+        return encode({"tenant": "acme", "card": card})
+
+    @pytest.mark.parametrize("retries", [0, 3])
+    @pytest.mark.parametrize("error", [ValueError, Fatal, lambda text: RetryLater(1, text), KeyError, hinted])
+    async def test_neither_a_credential_nor_a_sealed_field_is_in_what_is_kept_of_an_error(self, vault, error, retries):
+        async def pay(ctx: Context, payload: dict[str, Any]) -> None:
+            key = await ctx.credential("stripe")
+            await ctx.log(f"paying {payload['card']} with {key.reveal()}")
+            raise error(f"refused {payload['card']} with {key.reveal()}")
+
+        store = Records()
+        one = executor(pay, store=store, vault=vault, retries=retries)
+        outcome = await one.execute(running(self.payload()))
+        assert "refused *** with ***" in outcome.reason
+        assert one._wire == ["paying *** with ***"]
+        everything = f"{outcome} {store.runs}"
+        assert "4111-1111" not in everything
+        assert "sk-live-of-acme" not in everything
+        assert _learned.text("4111-1111 sk-live-of-acme") == "*** ***"
+        assert '"$sealed":"oxherd1.' in store.runs[-1].input
+
+    async def test_a_validation_error_does_not_show_what_was_sealed(self, vault):
+        async def pay(ctx: Context, payload: Payment) -> None: ...
+
+        outcome = await executor(pay, vault=vault).execute(running(self.payload()))
+        assert (outcome.kind, "card: Value error, *** is no card" in outcome.reason) == ("invalid", True)
+
+    async def test_a_secret_that_crosses_the_place_where_a_long_error_is_cut_is_hidden_whole(self, vault):
+        async def pay(ctx: Context, payload: dict[str, Any]) -> None:
+            raise Fatal("x" * 3_995 + payload["card"])
+
+        outcome = await executor(pay, vault=vault).execute(running(self.payload()))
+        assert outcome.reason == "x" * 3_995 + "***"
+
+    async def test_a_field_that_can_not_be_opened_fails_the_job_by_its_name(self):
+        outcome = await executor(handler("never runs")).execute(running(self.payload()))
+        assert outcome.reason.startswith("card: ENCRYPTION_KEY is not set here")
+        assert (type(outcome), outcome.kind) == (Fail, "invalid")
+
+    async def test_a_tenant_gets_its_own_credentials_only(self, vault):
+        async def read(ctx: Context, payload: dict[str, Any]) -> str:
+            return (await ctx.credential("stripe")).reveal()
+
+        one = executor(read, vault=vault)
+        assert (await one.execute(running(b'{"tenant":"acme"}'))).value == b'"sk-live-of-acme"'
+        assert "tenant 'other' has no credential 'stripe'" in (await one.execute(running(b'{"tenant":"other"}'))).reason
+        assert "a job without a tenant has no credential" in (await one.execute(running(b"{}"))).reason
+
+    async def test_a_credential_that_is_returned_or_kept_by_a_step_is_three_stars(self, vault):
+        async def read(ctx: Context, payload: dict[str, Any]) -> Any:
+            async def step():
+                return {"key": await ctx.credential("stripe")}
+
+            return [await ctx.credential("stripe"), await ctx.step("key", step)]
+
+        store = Records()
+        outcome = await executor(read, vault=vault, store=store).execute(running(b'{"tenant":"acme"}'))
+        assert (outcome.value, store.steps[0].output) == (b'["***",{"key":"***"}]', b'{"key":"***"}')
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,21 @@ def test_unresolvable_type_hints_are_named():
 
     with pytest.raises(UsageError, match="Missing"):
         make_handler("a", odd)
+
+
+def test_a_sealed_field_is_opened_before_the_payload_is_validated():
+    def unseal(data, job, tenant):
+        assert (job, tenant) == ("a", "acme")
+        data["order"] = 7
+
+    raw = b'{"order":{"$sealed":"oxherd1.x"},"tenant":"acme"}'
+    for function, expected in (
+        (with_model, Model(order=7, tenant="acme")),
+        (with_dict, {"order": 7, "tenant": "acme"}),
+    ):
+        assert read_payload(make_handler("a", function), raw, unseal) == (expected, "acme")
+
+
+def test_a_sealed_field_without_a_vault_is_refused_by_name():
+    with pytest.raises(PayloadInvalid, match=r"^order: it is no envelope"):
+        read_payload(make_handler("a", with_dict), b'{"order":{"$sealed":"x"}}')

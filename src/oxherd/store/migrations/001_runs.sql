@@ -42,6 +42,7 @@ create table oxherd.steps (
     fence         bigint not null,                      -- of the attempt that ran it
     started_at    timestamptz not null,
     ms            double precision not null,
+    place         text collate "C",                     -- such as 3 or 3.1; null: ran beside others, in any order
     model_calls   int,                                  -- null: no paid call; the three below likewise
     input_tokens  bigint,
     output_tokens bigint,

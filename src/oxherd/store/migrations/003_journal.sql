@@ -98,7 +98,7 @@ begin
         with given as materialized (
             select
                 place, run_id, key, kind, inputs, output::json as output, fence, oxherd.time_of(started_at) as started_at,
-                ms, model_calls, input_tokens, output_tokens, cost_usd,
+                ms, place_of, model_calls, input_tokens, output_tokens, cost_usd,
                 exists (
                     select from oxherd.runs stored
                     where stored.id = run_id
@@ -106,26 +106,28 @@ begin
                 ) as refused
             from rows from (json_to_recordset(steps) as (
                 run_id text, key text, kind text, inputs text, output text, fence bigint, attempt_started_at bigint,
-                started_at bigint, ms double precision, model_calls int, input_tokens bigint, output_tokens bigint,
+                started_at bigint, ms double precision, place text, model_calls int, input_tokens bigint,
+                output_tokens bigint,
                 cost_usd numeric
             )) with ordinality as given (
-                run_id, key, kind, inputs, output, fence, attempt_started_at, started_at, ms, model_calls,
+                run_id, key, kind, inputs, output, fence, attempt_started_at, started_at, ms, place_of, model_calls,
                 input_tokens, output_tokens, cost_usd, place
             )
         ), written as (
             insert into oxherd.steps as stored (
-                run_id, key, kind, inputs, output, fence, started_at, ms, model_calls, input_tokens, output_tokens,
-                cost_usd
+                run_id, key, kind, inputs, output, fence, started_at, ms, place, model_calls, input_tokens,
+                output_tokens, cost_usd
             )
             select
-                run_id, key, kind, inputs, output, fence, started_at, ms, model_calls, input_tokens, output_tokens,
-                cost_usd
+                run_id, key, kind, inputs, output, fence, started_at, ms, place_of, model_calls, input_tokens,
+                output_tokens, cost_usd
             from given
             where not refused
             order by place
             on conflict (run_id, key) do update set
                 kind = excluded.kind, inputs = excluded.inputs, output = excluded.output, fence = excluded.fence,
-                started_at = excluded.started_at, ms = excluded.ms, model_calls = excluded.model_calls,
+                started_at = excluded.started_at, ms = excluded.ms, place = excluded.place,
+                model_calls = excluded.model_calls,
                 input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
                 cost_usd = excluded.cost_usd
             where stored.fence < excluded.fence
@@ -167,7 +169,7 @@ begin
     end if;
     select coalesce(json_agg(json_build_object(
         'key', s.key, 'kind', s.kind, 'inputs', s.inputs, 'output', s.output::text, 'fence', s.fence,
-        'started_at', (extract(epoch from s.started_at) * 1000)::bigint, 'ms', s.ms,
+        'started_at', (extract(epoch from s.started_at) * 1000)::bigint, 'ms', s.ms, 'place', s.place,
         'model_calls', s.model_calls, 'input_tokens', s.input_tokens, 'output_tokens', s.output_tokens,
         'cost_usd', s.cost_usd::text
     ) order by s.seq), json_build_array())

@@ -1,3 +1,3 @@
--- The definition of one agent.
+-- One agent as it is now.
 -- $1 name
-select definition::text from oxherd.agents where name = $1
+select version, definition::text as definition from oxherd.agents where name = $1

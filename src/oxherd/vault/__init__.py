@@ -1,0 +1,1 @@
+"""Customers' credentials and sealed payload fields: encrypted at rest, opened where they are used."""
