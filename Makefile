@@ -72,4 +72,4 @@ bench: setup ## Measure against other workers (25 minutes; bench/README.md)
 
 .PHONY: soak
 soak: setup ## Ten minutes of jobs under random faults, then an exact ledger
-	$(BIN)/pytest -m soak --timeout=0 -s
+	$(BIN)/python -m bench.soak.run --minutes 10 $(ARGS)

@@ -43,8 +43,8 @@ def proxy(redis_port: int) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-async def stage(redis_url: str, queue_name: str) -> AsyncIterator[Stage]:
-    """A queue on the shared Valkey."""
+async def stage(redis_url: str, queue_name: str, proxy: Proxy) -> AsyncIterator[Stage]:
+    """A queue on the shared Valkey. The network outlives it, so that its workers can stop in good order."""
     async with Stage(redis_url, queue_name) as one:
         yield one
 
