@@ -18,9 +18,10 @@ _NOTHING = object()
 
 @dataclass(eq=False)
 class Loss:
-    """One reply to lose. `done` is set once Redis has run the command and its reply is gone."""
+    """A reply to lose, and so many after it. `done` is set once Redis has run the commands and the replies are gone."""
 
     needle: bytes
+    more: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -83,9 +84,12 @@ class Proxy:
         """Take connections again."""
         self._refusing = False
 
-    def lose_reply(self, needle: bytes) -> Loss:
-        """Lose the reply to the next command that holds `needle` in one of its arguments, and cut that connection."""
-        loss = Loss(needle)
+    def lose_reply(self, needle: bytes, *, more: int = 0) -> Loss:
+        """Lose the reply to the next command that holds `needle` in one of its arguments, and cut that connection.
+
+        `more`: lose the replies to so many commands after it, too, before the cut.
+        """
+        loss = Loss(needle, more)
         self._losses.append(loss)
         return loss
 
@@ -171,14 +175,20 @@ class _Pair:
 
     async def _down(self, reader: asyncio.StreamReader) -> None:
         replies = hiredis.Reader(notEnoughData=_NOTHING)
+        losing: Loss | None = None
+        left = 0
         while data := await reader.read(1 << 16):
             if self._frozen:
                 continue
             replies.feed(data)
             while replies.gets() is not _NOTHING:
                 loss = self._awaited.popleft() if self._awaited else None  # a pub/sub message answers nothing
-                if loss is not None:
-                    loss.done.set()
+                if losing is None and loss is not None:
+                    losing, left = loss, loss.more + 1
+                left -= losing is not None
+                if losing is not None and left == 0:
+                    losing.done.set()
                     return
-            self._writer.write(data)
-            await self._writer.drain()
+            if losing is None:
+                self._writer.write(data)
+                await self._writer.drain()

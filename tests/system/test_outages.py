@@ -112,17 +112,28 @@ async def test_the_next_job_that_came_with_a_lost_reply_is_run(stage: Stage, pro
     await all_slots_free(worker)
 
 
-async def test_a_retry_whose_reply_was_lost_and_that_was_fetched_in_the_same_breath_runs(
+async def test_a_job_put_back_and_fetched_again_in_the_same_breath_is_adopted(
     stage: Stage, proxy: Proxy, effects: Effects
 ):
-    """The job is fetched again by this very worker while it still asks itself how the first attempt's end went."""
-    await stage.worker({"job": effects.once_bad}, url=proxy.url, lock_ms=20_000)
-    proxy.lose_reply(script("retryJob").sha)
-    proxy.lose_reply(script("moveToActive").sha)
+    """Both replies are lost. The job is ours again while its first attempt still asks itself how its own end went."""
+    worker = await stage.worker({"job": effects.once_bad}, url=proxy.url, lock_ms=20_000)
+    retry = worker.consumer._retry_now
+    taking: list[asyncio.Task[Any]] = []
+
+    def retry_and_fetch(*args: Any) -> Any:
+        told = asyncio.ensure_future(retry(*args))
+        taking.append(asyncio.create_task(worker._take(1)))
+        return told
+
+    worker.consumer._retry_now = retry_and_fetch
+    loss = proxy.lose_reply(script("retryJob").sha, more=1)
     job = await stage.add("job", attempts=2)
     await stage.settle_ledger(job)
+    assert loss.done.is_set()
+    assert [event.adopted for event in stage.happened.all(RedisBack, purpose="worker")] == [1]
     assert effects.ran[job] == 2
     assert (await stage.job(job))["stalled"] == 0
+    await all_slots_free(worker)
 
 
 async def test_what_a_handler_asks_of_the_queue_survives_a_lost_reply(stage: Stage, proxy: Proxy, effects: Effects):

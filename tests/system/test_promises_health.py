@@ -15,7 +15,7 @@ from stage import Stage, eventually
 import oxherd.worker.health
 from oxherd.clock import mono
 from oxherd.context import Context
-from oxherd.telemetry.events import InternalFault, JobStarted, RedisLost
+from oxherd.telemetry.events import Event, InternalFault, JobStarted, RedisLost, attach
 from oxherd.worker.health import Facts, Health
 from oxherd.worker.worker import Worker
 
@@ -87,6 +87,23 @@ async def test_a_fault_of_ours_while_taking_is_told_shown_and_survived(stage: St
     worker.consumer.fetch = fetch
     await stage.settle_ledger(job)
     assert health.report()[0]
+
+
+async def test_a_listener_that_fails_harms_no_job(stage: Stage, capfd: pytest.CaptureFixture[str]):
+    """A full disk under the log, a metric with a bad label: our listeners' faults, not the jobs'."""
+
+    def broken(event: Event) -> None:
+        raise OSError("No space left on device")
+
+    detach = attach(broken)
+    try:
+        worker = await stage.worker({"ok": ok})
+        jobs = [await stage.add("ok") for _ in range(10)]
+        await stage.settle_ledger(*jobs)
+        assert worker.taking
+    finally:
+        detach()
+    assert "No space left on device" in capfd.readouterr().err
 
 
 async def test_leases_that_are_not_renewed_turn_health_503(stage: Stage, proxy: Proxy):

@@ -12,12 +12,13 @@ import asyncpg
 import pytest
 from process import Start
 from redis import Redis
-from stage import Stage
+from stage import Stage, eventually
 
 import oxherd.worker.health
 from oxherd.clock import mono
 from oxherd.context import Context
 from oxherd.embedded.postgres import Postgres
+from oxherd.errors import Fatal
 from oxherd.store.migrate import migrate
 from oxherd.store.postgres import PostgresStore
 from oxherd.telemetry.events import JobEnded, JobStarted, StoreBack, StoreLost
@@ -197,6 +198,35 @@ async def test_a_finished_job_that_redis_forgot_in_a_failover_is_not_run_again(s
     assert (await stage.job(job))["returnvalue"] == "once"
     await worker.stop()
     await store.stop()
+
+
+@pytest.mark.parametrize("child", ["open", "failed"])
+async def test_a_parent_that_may_not_complete_is_recorded_as_the_queue_has_it(stage: Stage, runs_url: str, child: str):
+    """Its handler has returned, its result is stored, and then the queue refuses: the store must not say completed."""
+    store = PostgresStore(runs_url)
+    await store.start()
+
+    async def parent(ctx: Context, payload: dict[str, Any]) -> str:
+        await ctx.spawn("child", {}, delay=0 if child == "failed" else 60_000, failParentOnFailure=True)
+        if child == "failed":
+            await eventually(lambda: has_failed_child(stage, ctx.job.id))
+        return "done, or so it thinks"
+
+    async def fails(ctx: Context, payload: dict[str, Any]) -> None:
+        raise Fatal("no")
+
+    worker = await stage.worker({"parent": parent, "child": fails}, store=store)
+    job = await stage.add("parent")
+    assert await stage.finished(job) == ["failed"]
+    run = await store.run(f"{stage.keys.queue}/{job}@{(await stage.job(job))['timestamp']}")
+    assert run is not None
+    assert (run["status"], run["output"]) == ("failed", None)
+    await worker.stop()
+    await store.stop()
+
+
+async def has_failed_child(stage: Stage, job: str) -> bool:
+    return bool(await stage.link.call(b"ZCARD", stage.keys.job(job) + b":unsuccessful"))
 
 
 async def test_a_postgres_that_is_not_there_at_the_start_is_exit_code_3(start: Start):

@@ -6,6 +6,8 @@ documentation, its fields are its payload. A test compares what is declared, emi
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +27,16 @@ _subscribers: defaultdict[type[Event], list[Subscriber]] = defaultdict(list)
 
 
 def emit(event: Event) -> None:
-    """Hand the event to everyone who listens for its type. Costs one look-up when nobody does."""
+    """Hand the event to everyone who listens for its type. Costs one look-up when nobody does.
+
+    Never raises: a listener's fault is printed, and is no reason to lose a job.
+    """
     for subscriber in _subscribers[type(event)]:
-        subscriber(event)
+        try:
+            subscriber(event)
+        except Exception:  # noqa: BLE001
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
 
 
 def attach(subscriber: Subscriber, *types: type[Event]) -> Callable[[], None]:

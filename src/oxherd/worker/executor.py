@@ -176,9 +176,17 @@ class Executor:
         outcome = await self._outcome(running)
         if isinstance(running.stop, LeaseLost):
             return Drop()
-        if self._store is not None and not isinstance(outcome, Drop) and not running.finished:
-            outcome = await self._recorded(self._store, running, outcome)
-        return outcome
+        return await self.record_end(running, outcome)
+
+    async def record_end(self, running: Running, outcome: Outcome) -> Outcome:
+        """Note in the store how an attempt ended; durable when it returns.
+
+        Returns:
+            The outcome; Drop where a later attempt has begun, a failure where the store can't hold the result.
+        """
+        if self._store is None or isinstance(outcome, Drop) or running.finished:
+            return outcome
+        return await self._recorded(self._store, running, outcome)
 
     async def _outcome(self, running: Running) -> Outcome:
         retries = 0

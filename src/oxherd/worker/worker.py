@@ -388,7 +388,7 @@ class Worker:
         job, following = running.job, NOTHING
         try:
             if not isinstance(outcome, Drop):
-                outcome, following = await self._tell(job, outcome)
+                outcome, following = await self._tell(running, outcome)
         except LeaseLost:
             outcome = Drop()
         except RedisRefused as error:  # a refusal that will not pass: the lease runs out and the job is given again
@@ -401,17 +401,18 @@ class Worker:
         self._end(running, outcome)
         return following.job
 
-    async def _tell(self, job: Job, outcome: Outcome) -> tuple[Outcome, Fetched]:
+    async def _tell(self, running: Running, outcome: Outcome) -> tuple[Outcome, Fetched]:
         fetch = not self.stopping and self.gate is None and self._slots <= self.limits.concurrency
         try:
-            return outcome, await self.consumer.settle(job, outcome, fetch=fetch)
+            return outcome, await self.consumer.settle(running.job, outcome, fetch=fetch)
         except NoChildren:
             outcome = Delay(1_000, "no child is open: run again")
         except PendingChildren:
             outcome = Fail("the handler returned while children are open", "", "failed")
         except FailedChildren:
             outcome = Fail("a child that counts has failed", "", "child_failed")
-        return outcome, await self.consumer.settle(job, outcome, fetch=fetch)
+        outcome = await self.executor.record_end(running, outcome)
+        return outcome, await self.consumer.settle(running.job, outcome, fetch=fetch)
 
     def _end(self, running: Running, outcome: Outcome) -> None:
         job = running.job
