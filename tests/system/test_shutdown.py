@@ -194,7 +194,7 @@ async def test_a_hand_back_with_a_lost_reply_is_not_repeated(stage: Stage, proxy
     await stage.happened.wait(JobStarted, id=job)
     loss = proxy.lose_reply(script("moveJobFromActiveToWait").sha)
     await worker.stop(grace=0)
-    assert loss.done.is_set()
+    assert await asyncio.to_thread(loss.done.wait, 5)
     shown = await stage.job(job)
     assert (shown["state"], shown["attempts_made"], shown["stalled"]) == ("wait", 0, 0)
     assert worker.handed_back == 1
