@@ -227,6 +227,19 @@ async def test_work_whose_marker_died_with_a_worker_is_noticed(stage: Stage, opt
     assert await stage.finished(job, within=4) == ["completed"]
 
 
+async def test_work_that_a_busy_watcher_notices_is_told_to_others(stage: Stage):
+    async def ok(ctx: Context, payload: dict[str, Any]) -> None:
+        await asyncio.sleep(payload.get("takes", 0))
+
+    watcher = await stage.worker({"ok": ok}, concurrency=1)
+    await stage.happened.wait(JobStarted, id=await stage.add("ok", {"takes": 30}))
+    idle = await stage.worker({"ok": ok})
+    await waits_for_long(stage, idle)
+    job = await add_without_a_word(stage)
+    assert await stage.finished(job, within=4) == ["completed"]
+    assert (watcher.finished, idle.finished) == (0, 1)
+
+
 async def test_work_is_noticed_by_a_worker_whose_blocking_connection_hangs(stage: Stage, proxy: Proxy):
     async def ok(ctx: Context, payload: dict[str, Any]) -> None: ...
 

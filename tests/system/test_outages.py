@@ -198,6 +198,31 @@ async def test_a_valkey_that_is_killed_and_comes_back_after_the_leases_ran_out(
     assert worker.consumer.link.reconnects == 1
 
 
+async def test_leases_that_ran_out_in_an_outage_are_left_to_their_owners_for_a_moment(
+    own_stage: Stage, own_valkey: Valkey, effects: Effects
+):
+    """The watcher is back before the owner is: taking the jobs at once would count the outage as their crash."""
+    owner = await own_stage.worker({"held": effects.held}, lock_ms=3000)
+    jobs = [await own_stage.add("held") for _ in range(3)]
+    await own_stage.happened.wait(JobStarted, count=3)
+    await own_stage.worker({"held": effects.held}, lock_ms=3000)
+    connect = owner.leases._link._connect
+
+    async def connect_late() -> int:
+        await asyncio.sleep(0.5)
+        return await connect()
+
+    owner.leases._link._connect = connect_late
+    await asyncio.to_thread(own_valkey.kill)
+    await asyncio.sleep(3.0)
+    await asyncio.to_thread(own_valkey.start)
+    await own_stage.happened.wait(RedisBack, purpose="lease", count=2)
+    effects.hold.set()
+    await own_stage.settle_ledger(*jobs)
+    assert set(effects.ran.values()) == {1}
+    assert owner.finished == 3
+
+
 async def test_handlers_go_on_during_an_outage_and_keep_their_leases(
     own_stage: Stage, own_valkey: Valkey, effects: Effects
 ):
