@@ -236,7 +236,7 @@ async def test_work_that_a_busy_watcher_notices_is_told_to_others(stage: Stage):
     idle = await stage.worker({"ok": ok})
     await waits_for_long(stage, idle)
     job = await add_without_a_word(stage)
-    assert await stage.finished(job, within=4) == ["completed"]
+    await stage.happened.wait(JobEnded, id=job, within=4)
     assert (watcher.finished, idle.finished) == (0, 1)
 
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from bench.soak.proxy import Proxy
 from process import Start
 from redis import Redis
 from stage import Stage, eventually
@@ -52,7 +53,7 @@ async def test_the_idle_limit_spares_who_shows_signs_of_life(stage: Stage):
     assert "no step, progress or log line" in (await stage.job(idle_job))["failed_reason"]
 
 
-async def test_no_limit_ends_a_job_whose_result_waits_for_redis_or_store(stage: Stage, proxy):
+async def test_no_limit_ends_a_job_whose_result_waits_for_redis_or_store(stage: Stage, proxy: Proxy):
     """The handler has returned: what comes after is our business, not the job's."""
 
     async def quick(ctx: Context, payload: dict[str, Any]) -> str:
@@ -121,7 +122,7 @@ async def test_a_cancel_request_that_came_too_late_does_not_haunt_the_next_run(s
     assert not stage.stream.by_job[job].count("failed")
 
 
-async def test_cancel_requests_made_while_the_worker_was_cut_off_are_heard(stage: Stage, proxy):
+async def test_cancel_requests_made_while_the_worker_was_cut_off_are_heard(stage: Stage, proxy: Proxy):
     await stage.worker({"work": sleeps}, url=proxy.url, lock_ms=10_000)
     job = await stage.add("work")
     await stage.happened.wait(JobStarted, id=job)
@@ -129,6 +130,16 @@ async def test_cancel_requests_made_while_the_worker_was_cut_off_are_heard(stage
     await stage.admin.cancel(job)
     proxy.allow()
     assert await stage.finished(job) == ["failed"]
+
+
+async def test_cancel_requests_are_heard_although_the_network_forgot_the_connections(stage: Stage, proxy: Proxy):
+    """The connection that listens hangs, and has nothing to send by which it would notice."""
+    await stage.worker({"work": sleeps}, url=proxy.url)
+    job = await stage.add("work")
+    await stage.happened.wait(JobStarted, id=job)
+    proxy.freeze()
+    await stage.admin.cancel(job)
+    assert await stage.finished(job, within=8) == ["failed"]
 
 
 async def test_a_handler_has_time_to_tidy_up_when_it_is_stopped(stage: Stage):

@@ -355,8 +355,8 @@ class Link:
 
     def drop(self, *, quietly: bool = False) -> None:
         """Break the connection on purpose; it is made again. `quietly`: this is routine, tell nobody."""
-        self._quiet = quietly
-        if self._connection is not None:
+        if self._connection is not None and not self._connection.closed:
+            self._quiet = quietly
             self._connection.close()
 
     def _note(self, error: RedisRefused) -> None:

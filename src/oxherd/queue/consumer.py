@@ -59,6 +59,7 @@ class Consumer:
         lock_ms: how long a lease lasts without renewal.
         holds: tells whether a job runs here under that token; found leases of ours that do not get adopted.
         adopt: gets the jobs that were fetched for us while the reply was lost.
+        on_back: called when the connection was lost and is about to be up again.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Consumer:
         lock_ms: int,
         holds: Callable[[str, str], bool],
         adopt: Callable[[Job], None],
+        on_back: Callable[[], None],
     ) -> None:
         self.keys = keys
         self.worker = worker
@@ -78,6 +80,7 @@ class Consumer:
         self._lock_ms = lock_ms
         self._holds = holds
         self._adopt = adopt
+        self._on_back = on_back
         self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
         self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD, patience=lock_ms / 3000)
         self._blocking = Link(target, "marker", client_name=keys.client_name(name))
@@ -341,6 +344,7 @@ class Consumer:
                 fields = await connection.send(b"HGETALL", self.keys.job(job_id))
                 self._adopt(parse(job_id, fields, token))
                 adopted += 1
+        self._on_back()
         return adopted
 
 

@@ -46,6 +46,10 @@ class Control:
         """Stop listening."""
         await self._link.stop()
 
+    def listen_anew(self) -> None:
+        """Connect and read the keys again: after an outage the old connection may be dead without our knowing."""
+        self._link.drop(quietly=True)
+
     async def _listen(self, connection: Connection) -> int:
         assert self._ask is not None
         await connection.send(b"SUBSCRIBE", self._keys.control)

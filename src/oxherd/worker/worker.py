@@ -133,7 +133,7 @@ class Worker:
         self._waiting: asyncio.Task[int | None] | None = None
         self.consumer = Consumer(
             target, keys, worker=self.id, name=socket.gethostname(), lock_ms=limits.lock_ms,
-            holds=self._holds, adopt=self._adopt,
+            holds=self._holds, adopt=self._adopt, on_back=self._on_back,
         )  # fmt: skip
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
@@ -333,6 +333,10 @@ class Worker:
         running = self.running.get(job_id)
         return running is not None and running.job.token == token
 
+    def _on_back(self) -> None:
+        self.control.listen_anew()
+        self._stop_waiting()
+
     def _adopt(self, job: Job) -> None:
         # Fetched for us while the reply was lost: run it as if the reply had come.
         self._slots += 1
@@ -385,7 +389,7 @@ class Worker:
             emit(ScheduleFailed(scheduler=job.scheduler or "", error=str(error)))
 
     async def _settle(self, running: Running, outcome: Outcome) -> Job | None:
-        job, following = running.job, NOTHING
+        following = NOTHING
         try:
             if not isinstance(outcome, Drop):
                 outcome, following = await self._tell(running, outcome)
