@@ -36,6 +36,7 @@ class Proxy:
         self._redis_port = port
         self._pairs: set[_Pair] = set()
         self._losses: list[Loss] = []
+        self._freezing: list[bytes] = []
         self._refusing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -93,10 +94,22 @@ class Proxy:
         self._losses.append(loss)
         return loss
 
+    def freeze_at(self, needle: bytes) -> None:
+        """Let the next connection hang that sends a command which holds `needle` in one of its arguments."""
+        self._freezing.append(needle)
+
+    def freezes(self, command: Any) -> bool:
+        """Whether this command is where its connection begins to hang."""
+        for needle in self._freezing:
+            if _holds(command, needle):
+                self._freezing.remove(needle)
+                return True
+        return False
+
     def loss_for(self, command: Any) -> Loss | None:
         """The loss that this command is the victim of, if it is one."""
         for loss in self._losses:
-            if isinstance(command, list) and any(isinstance(part, bytes) and loss.needle in part for part in command):
+            if _holds(command, loss.needle):
                 self._losses.remove(loss)
                 return loss
         return None
@@ -131,6 +144,10 @@ class Proxy:
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+
+def _holds(command: Any, needle: bytes) -> bool:
+    return isinstance(command, list) and any(isinstance(part, bytes) and needle in part for part in command)
 
 
 class _Pair:
@@ -170,6 +187,9 @@ class _Pair:
             commands.feed(data)
             while (command := commands.gets()) is not _NOTHING:
                 self._awaited.append(self._proxy.loss_for(command))
+                self._frozen = self._frozen or self._proxy.freezes(command)
+            if self._frozen:
+                continue
             behind.write(data)
             await behind.drain()
 

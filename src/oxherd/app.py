@@ -311,9 +311,9 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     service = Service(settings, herd, store=store)
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
-    await service.start()
     try:
-        await shutdown.wait()
+        if await shutdown.started(service.start()):
+            await shutdown.wait()
     finally:
         await service.close()
     if not await handlers_ended(executor):

@@ -175,14 +175,14 @@ async def test_a_lease_survives_a_network_that_forgets_its_connections(stage: St
         await go.wait()
         return "done"
 
-    await stage.worker({"work": work}, url=proxy.url, lock_ms=3000)
-    watcher = await stage.worker({}, lock_ms=3000)  # reaches Redis directly, and would take the job
+    await stage.worker({"work": work}, url=proxy.url, lock_ms=2000)
+    watcher = await stage.worker({}, lock_ms=2000)  # reaches Redis directly, and would take the job
     job = await stage.add("work")
     [started] = await stage.happened.wait(JobStarted)
     assert started.id == job
     proxy.freeze()
     await stage.happened.wait(RedisLost, purpose="lease")
-    await asyncio.sleep(3.5)  # longer than the lease: nothing may happen in it
+    await asyncio.sleep(2.4)  # longer than the lease: nothing may happen in it
     go.set()
     await stage.settle_ledger(job)
     assert not stage.happened.all(JobStalled)

@@ -14,9 +14,10 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from stage import Stage, eventually
 
+import oxherd.queue.connection
 from oxherd.context import Context
 from oxherd.embedded.valkey import Valkey
-from oxherd.errors import RetryLater, WaitForChildren
+from oxherd.errors import RedisUnreachable, RetryLater, WaitForChildren
 from oxherd.queue.scripts import script
 from oxherd.telemetry.events import JobEnded, JobStarted, LeaseWasLost, RedisBack, RedisLost, RedisRefusedCommand
 from oxherd.worker.worker import Worker
@@ -271,6 +272,29 @@ async def test_a_result_whose_lease_was_taken_during_the_outage_is_dropped(
     await stage.settle_ledger(job)
     assert other.finished == 1
     assert effects.ran[job] == 2
+
+
+@pytest.mark.parametrize("hangs_at", [b"SETNAME", b"LOAD", b"LRANGE", b"SUBSCRIBE"])
+async def test_a_connection_that_hangs_while_it_is_made_is_given_up(
+    stage: Stage, proxy: Proxy, effects: Effects, hangs_at: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """A network that forgets connections may forget the new ones, too: at the log-in, the scripts, the look around."""
+    monkeypatch.setattr(oxherd.queue.connection, "CONNECT_TIMEOUT", 0.5)
+    await stage.worker({"ok": effects.ok}, url=proxy.url)
+    proxy.freeze_at(hangs_at)
+    proxy.cut()
+    job = await stage.add("ok")
+    assert await stage.finished(job, within=5) == ["completed"]
+    await stage.happened.wait(RedisBack, purpose="control")
+
+
+async def test_a_connection_that_hangs_at_the_start_is_an_error(
+    stage: Stage, proxy: Proxy, effects: Effects, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(oxherd.queue.connection, "CONNECT_TIMEOUT", 0.5)
+    proxy.freeze_at(b"LOAD")
+    with pytest.raises(RedisUnreachable):
+        await stage.worker({"ok": effects.ok}, url=proxy.url)
 
 
 async def test_clients_that_redis_kills_come_back(stage: Stage, effects: Effects):

@@ -136,6 +136,24 @@ async def test_sigterm_while_the_worker_starts_loses_nothing(stage: Stage, start
     assert [(await stage.job(job))["stalled"] for job in jobs] == [0] * 30
 
 
+async def test_sigterm_while_a_service_keeps_the_start_waiting_ends_it(start: Start):
+    """A database that accepts and says nothing: the platform wants us gone, and must not have to kill us."""
+    knocked = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        knocked.set()
+        await asyncio.sleep(30)
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    worker = await start(ready=False, database_url=f"postgresql://a:b@127.0.0.1:{port}/runs?sslmode=disable")
+    await knocked.wait()
+    worker.terminate()
+    assert await worker.exited(within=5) == 0
+    silent.close()
+
+
 async def test_a_job_whose_fetch_is_under_way_at_the_stop_is_handed_back(stage: Stage):
     """The reply comes after the stop began: the job is ours, nobody else would know of it."""
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_books_balance_after_a_short_soak():
-    command = [sys.executable, "-m", "bench.soak.run", "--minutes", "0.2", "--seed", "7", "--pause", "0.5"]
+    command = [sys.executable, "-m", "bench.soak.run", "--minutes", "0.15", "--seed", "7", "--pause", "0.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     print(done.stdout, done.stderr)
     assert done.returncode == 0

@@ -9,7 +9,6 @@ Source: the RESP2 protocol, https://redis.io/docs/latest/develop/reference/proto
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
 import socket
@@ -186,11 +185,14 @@ async def connect(
         RedisRefused: wrong password, missing rights, or a server that is loading.
     """
     loop = asyncio.get_running_loop()
+    connection: Connection | None = None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection = await _open(loop, target, lambda: Connection(on_lost, on_push))
             await _log_in(connection, target, name)
     except (OSError, TimeoutError) as error:
+        if connection is not None:
+            connection.close()
         why = "no answer within 5 s" if isinstance(error, TimeoutError) else str(error)
         raise RedisUnreachable(
             f"can't reach Redis at {target.shown}: {why}", hint="is REDIS_URL right, is Redis running?"
@@ -375,6 +377,7 @@ class Link:
                 self._lost.set()
 
         connection = await connect(self._target, self._client_name, on_lost, self._on_push)
+        watch = asyncio.create_task(self._drop_when_silent(connection, self._patience or CONNECT_TIMEOUT))
         try:
             for name in self._preload:
                 await connection.send(b"SCRIPT", b"LOAD", script(name).body)
@@ -382,6 +385,8 @@ class Link:
         except BaseException:
             connection.close()
             raise
+        finally:
+            watch.cancel()
         if connection.closed:
             raise RedisUnreachable("Redis closed the connection while it was being set up")
         self._connection = connection
@@ -390,21 +395,27 @@ class Link:
         self.down_since = None
         return count
 
-    async def _until_lost(self) -> None:
-        """Wait until the connection is lost; break it where it has been silent for too long."""
+    async def _drop_when_silent(self, connection: Connection, patience: float) -> None:
+        """Break the connection once it has been silent for too long: whoever waits for a reply is told so."""
         suspected = False
-        while self._patience is not None and not self._lost.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience / 2):
-                    await self._lost.wait()
-            silent_for = 0.0 if self._connection is None else self._connection.silent_for
+        while not connection.closed:
+            await asyncio.sleep(patience / 2)
+            silent_for = connection.silent_for
             # Twice in a row: just after the event loop stood still, replies lie unread in the socket.
-            if suspected and silent_for > self._patience:
+            if suspected and silent_for > patience:
                 self._why_lost = f"no answer for {silent_for:.1f} s"
-                self.drop()
-                break
-            suspected = silent_for > self._patience
-        await self._lost.wait()
+                connection.close()
+            suspected = silent_for > patience
+
+    async def _until_lost(self) -> None:
+        if self._patience is None or self._connection is None:
+            await self._lost.wait()
+            return
+        watch = asyncio.create_task(self._drop_when_silent(self._connection, self._patience))
+        try:
+            await self._lost.wait()
+        finally:
+            watch.cancel()
 
     async def _keep_up(self) -> None:
         while True:

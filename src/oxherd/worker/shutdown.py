@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,6 +42,22 @@ class Shutdown:
         }
         for number, action in table.items():
             loop.add_signal_handler(number, action)
+
+    async def started(self, starting: Coroutine[Any, Any, None]) -> bool:
+        """Run the start of everything. False: a signal came first and the start was cancelled.
+
+        Raises:
+            Whatever the start raises.
+        """
+        task, asked = asyncio.create_task(starting), asyncio.create_task(self._asked.wait())
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            return False
+        await task
+        return True
 
     async def wait(self) -> None:
         """Return when the worker has been asked to stop and has stopped."""
