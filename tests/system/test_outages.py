@@ -18,6 +18,7 @@ import oxherd.queue.connection
 from oxherd.context import Context
 from oxherd.embedded.valkey import Valkey
 from oxherd.errors import RedisUnreachable, RetryLater, WaitForChildren
+from oxherd.queue.connection import insist_on
 from oxherd.queue.scripts import script
 from oxherd.telemetry.events import JobEnded, JobStarted, LeaseWasLost, RedisBack, RedisLost, RedisRefusedCommand
 from oxherd.worker.worker import Worker
@@ -447,7 +448,7 @@ async def test_a_wrong_password_is_named_without_being_shown(queue_name: str, ef
                 )
                 assert "right-one" not in str(lost)
                 redis.config_set("requirepass", "right-one")
-            job = await stage.add("ok")
+            job = await insist_on(lambda: stage.add("ok", jobId="after"))  # the test's own connection was cut, too
             await stage.settle_ledger(job)
 
 
