@@ -44,6 +44,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 
 class OxherdError(Exception):
     """Base of all errors raised on purpose.
@@ -221,14 +223,22 @@ class OutputInvalid(AgentError):
     """The answer never took the form that was asked for."""
 
 
+class Partial(Protocol):
+    """What there is of a run that was stopped (an `oxherd.agents.loop.Run`)."""
+
+    def summary(self) -> dict[str, Any]:
+        """It as the run's record keeps it."""
+
+
 class BudgetExceeded(AgentError):
     """The run reached its cap on steps or money, or its tenant, its agent or everything together the day's.
 
     Attributes:
-        partial: the `Run` as far as it came: its messages, its usage, and the last words as its output.
+        partial: the `Run` as far as it came: its messages, its usage, and the last words as its output; None before it
+            began.
     """
 
-    partial: object = None
+    partial: Partial | None = None
 
 
 class DailyCapReached(BudgetExceeded):

@@ -105,11 +105,18 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The job failed for good and goes to the dead letters."""
+    """The job failed for good and goes to the dead letters.
+
+    Attributes:
+        reason, stack: what people are shown.
+        kind: what sort of failure it was.
+        output: what there was of a result as JSON bytes, for the record; None for nothing.
+    """
 
     reason: str
     stack: str
     kind: str = "failed"
+    output: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class FakeOpenRouter:
     async def __aexit__(self, kind: object, *_: object) -> None:
         await self._runner.cleanup()
         if kind is None:
-            assert self.faults == []
+            assert self.faults == [], self.faults
             assert self._script == [], "answers that nobody asked for"
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 from typer.testing import CliRunner
 
-from fakes.openrouter import KEY, PRICE, FakeOpenRouter, Refuses, says
+from fakes.openrouter import KEY, PRICE, FakeOpenRouter, Refuses, calls, says
 from oxherd import settings
 from oxherd.app import Service, build_store, queue_client
 from oxherd.cli import app
@@ -74,6 +74,37 @@ async def test_the_day_s_cap_ends_the_run_closes_the_gate_and_tells(environ, fak
     finally:
         heard.stop()
         await service.close()
+
+
+async def test_what_a_run_had_when_its_budget_ended_it_is_kept_in_its_record(environ, fake, database_url, monkeypatch):
+    await migrate(database_url)
+    known = settings.load(environ)
+    fake.script(calls(("look", {"what": "an ox"}), content="I look it up."))
+    heard = Heard()
+    service = Service(known, Herd(), store=build_store(known))
+    await service.start()
+    try:
+        async with queue_client(known) as (producer, _):
+            job_id = await producer.add(
+                "agent.run", {"agent": {**AGENT, "budget": {"steps": 1}}, "input": "How big?"}, attempts=3
+            )
+            ended = await heard.next(JobEnded)
+    finally:
+        heard.stop()
+        await service.close()
+    assert (ended.outcome, ended.kind) == ("failed", "budget")
+
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    def show(*options: str) -> str:
+        return CliRunner().invoke(app, ["runs", "show", job_id, *options], catch_exceptions=False).stdout
+
+    run = json.loads(await asyncio.to_thread(show, "--json"))
+    assert (run["status"], run["kind"]) == ("failed", "budget")
+    assert (run["output"]["output"], run["output"]["steps"]) == ("I look it up.", 1)
+    assert Decimal(run["output"]["usage"]["cost_usd"]) == fake.bill
+    assert 'partial      {"output":"I look it up."' in await asyncio.to_thread(show)
 
 
 async def test_the_report_agrees_with_the_bill_of_completed_and_failed_jobs(environ, fake, database_url, monkeypatch):

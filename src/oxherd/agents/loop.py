@@ -48,6 +48,23 @@ class Run:
     steps: int = 0
     finish_reason: str | None = None
 
+    def summary(self) -> dict[str, Any]:
+        """It without the conversation, which is in the steps: what the built-in job returns and a record holds."""
+        usage = self.usage
+        return {
+            "output": self.output,
+            "agent": self.agent,
+            "model": self.model,
+            "usage": {
+                "calls": usage.calls,
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cost_usd": usage.cost_usd,
+            },
+            "steps": self.steps,
+            "finish_reason": self.finish_reason,
+        }
+
 
 async def run_agent(
     ctx: Context,

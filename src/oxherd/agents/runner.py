@@ -119,21 +119,7 @@ class Agents:
 
     async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
         """The built-in job `agent.run`."""
-        run = await self.run(ctx, payload.agent, payload.input)
-        usage = run.usage
-        return {
-            "output": run.output,
-            "agent": run.agent,
-            "model": run.model,
-            "usage": {
-                "calls": usage.calls,
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "cost_usd": usage.cost_usd,
-            },
-            "steps": run.steps,
-            "finish_reason": run.finish_reason,
-        }
+        return (await self.run(ctx, payload.agent, payload.input)).summary()
 
     async def _kept(self, ctx: Context, name: str, scope: str) -> Agent:
         if self._lookup is None:

@@ -194,7 +194,7 @@ def _print_run(run: dict[str, Any]) -> None:
         "model calls": run["model_calls"] or None,
         "tokens": run["model_calls"] and f"{run['input_tokens']} in, {run['output_tokens']} out",
         "cost": _cost(run),
-        "output": shortened(_text(run["output"]), 200) if run["status"] == "completed" else None,
+        "output" if run["status"] == "completed" else "partial": run["output"] and shortened(_text(run["output"]), 200),
     }
     for name, value in told.items():
         if value:

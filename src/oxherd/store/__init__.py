@@ -20,7 +20,7 @@ class RunRecord:
         attempt: which attempt, from 1 (deploys and crashes do not count).
         status: running, completed, failed, retrying, delayed, handed_back or parked.
         input: the payload as the producer wrote it.
-        output: the result as JSON, for completed runs.
+        output: the result as JSON, for completed runs; for those that a budget stopped, what they had.
         error, kind, stack: for the rest.
         *_at: wall ms, 0 where it has not happened.
     """

@@ -120,7 +120,7 @@ class JobEnded(Event):
     """The canonical line of an attempt: what ran, how long, how it ended.
 
     `outcome` is one of completed, failed, retried, delayed, handed_back, parked, lease_lost; `kind` says more
-    about a failure (failed, timeout, cancelled, quarantined, invalid, unknown_job, child_failed).
+    about a failure (failed, timeout, cancelled, quarantined, invalid, unknown_job, budget, child_failed).
     """
 
     name: ClassVar[str] = "job.ended"

@@ -329,7 +329,7 @@ class Executor:
             attempts=job.attempts,
             worker=self._worker,
             input=job.raw.decode("utf-8", "replace"),
-            output=outcome.value.decode() if isinstance(outcome, Done) else None,
+            output=_output_of(outcome),
             error=outcome.reason if isinstance(outcome, Fail | Retry | Delay) else None,
             kind=outcome.kind if isinstance(outcome, Fail) else None,
             stack=outcome.stack if isinstance(outcome, Fail | Retry) else None,
@@ -349,6 +349,14 @@ async def _contained(context: Context, call: Awaitable[Any]) -> Any:
         return await call
     except (SystemExit, KeyboardInterrupt) as error:  # out of a task they would end the whole worker
         raise RuntimeError(f"the handler raised {type(error).__name__}({error})") from error
+
+
+def _output_of(outcome: Outcome | None) -> str | None:
+    match outcome:
+        case Done(output) | Fail(output=bytes(output)):
+            return output.decode()
+        case _:
+            return None
 
 
 def _refuse_deferred(job: Job, crash_limit: int) -> None:

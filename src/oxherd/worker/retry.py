@@ -7,7 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from oxherd.codec import encode
 from oxherd.errors import (
+    BudgetExceeded,
     Fatal,
     JobCancelled,
     JobTimeout,
@@ -34,6 +36,7 @@ KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (UnknownJob, "unknown_job"),
     (Quarantined, "quarantined"),
     (JournalMismatch, "journal_mismatch"),
+    (BudgetExceeded, "budget"),
 )
 
 
@@ -52,6 +55,9 @@ def outcome_of(error: BaseException, job: Job, *, retries: int = 0, hide: Hide =
             return Park()
         case RetryLater():
             return Delay(_delay_ms(error.seconds * 1000), reason_of(error, hide))
+        case BudgetExceeded(partial=partial) if partial is not None:
+            output = encode(partial.summary())
+            return Fail(reason_of(error, hide), stack_of(error, hide), kind_of(error), output)
         case Fatal() | JobCancelled():
             return Fail(reason_of(error, hide), stack_of(error, hide), kind_of(error))
         case _:

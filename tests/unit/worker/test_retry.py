@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxherd.errors import (
+    BudgetExceeded,
     Fatal,
     JobCancelled,
     JobTimeout,
@@ -47,6 +48,7 @@ def test_a_handlers_own_retries_serve_jobs_whose_producer_set_none():
         (PayloadInvalid("x"), "invalid"),
         (Quarantined("x"), "quarantined"),
         (JobCancelled("x"), "cancelled"),
+        (BudgetExceeded("x"), "budget"),
     ],
 )
 def test_what_is_fatal_fails_whatever_attempts_are_left(error, kind):
