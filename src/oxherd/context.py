@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -80,6 +80,9 @@ class Journal(Protocol):
 
     def at(self, place: str) -> Step | None:
         """The finished step that an earlier attempt had at that place, if there is one."""
+
+    def within(self, key: str) -> Sequence[Step]:
+        """The finished steps from earlier attempts that are inside that one."""
 
     async def save(self, step: Step) -> None:
         """Keep a step. Returns when it is durable. Raises LeaseLost where a later attempt has begun."""
@@ -160,6 +163,7 @@ class Context:
         "_cancelled",
         "_credentials",
         "_hide",
+        "_inner",
         "_journal",
         "_live",
         "_root",
@@ -195,6 +199,7 @@ class Context:
         self._hide = hide
         self._scopes: dict[str, int] = {}
         self._seen: set[str] = set()
+        self._inner: dict[str, Step] = {}  # finished steps inside steps that run, which may be tried again
         self._root = _Scope()
         self._live = False  # once a step has run, which an earlier attempt may have seen fail, others may follow
         self._cancelled: str | None = None
@@ -248,23 +253,45 @@ class Context:
         """
         self.check()
         scope = self._scope()
-        key = f"{scope.prefix}{name}"
+        key = self.key_of(name)
         if key in self._seen:
             raise StepRepeated(
                 f"step {key!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
             )
         self._seen.add(key)
         place, inputs = scope.next_place(), _digest(args, kwargs)
-        done = self._journal.find(key)
+        counted = self._inner.get(key)
+        done = counted or self._journal.find(key)
         self._compare(key, place, inputs, done)
         if done is None:
             self._live = True
             begin = partial(_call, function, args, kwargs)
             done = await self._run_step(key, place, inputs, begin, kind, usage)
+            self._count(done)
+        elif counted is None:
+            self._count(done, *self._journal.within(key))  # those inside it are not asked for
+        if scope.prefix:
+            self._inner[key] = done
         self.alive_at = mono()
-        if done.usage is not None:
-            self.usage.add(done.usage)
         return _typed(function, done.output)
+
+    def _count(self, *steps: Step) -> None:
+        for step in steps:
+            if step.usage is not None:
+                self.usage.add(step.usage)
+
+    def try_again(self) -> None:
+        """Begin the step that runs anew: steps inside it that have finished are found, and not run again.
+
+        For whoever calls a function again after it has failed; names are then counted from the start.
+        """
+        scope = self._scope()
+        scope.asked = scope.spawned = 0
+        self._forget(scope.prefix)
+
+    def _forget(self, prefix: str) -> None:
+        self._seen = {key for key in self._seen if not key.startswith(prefix)}
+        self._scopes = {path: count for path, count in self._scopes.items() if not path.startswith(prefix)}
 
     def _scope(self) -> _Scope:
         return _within.get() or self._root
@@ -301,6 +328,8 @@ class Context:
             place=place,
         )
         await self._journal.save(step)
+        if self._inner:
+            self._inner = {inner: kept for inner, kept in self._inner.items() if not inner.startswith(f"{key}/")}
         return step
 
     def scope(self, name: str) -> str:
@@ -308,9 +337,13 @@ class Context:
 
         The same on every attempt, as long as the handler asks in the same order.
         """
-        path = f"{self._scope().prefix}{name}"
+        path = self.key_of(name)
         count = self._scopes[path] = self._scopes.get(path, 0) + 1
         return name if count == 1 else f"{name}#{count}"
+
+    def key_of(self, name: str) -> str:
+        """The whole key of a step that is asked for here by that name."""
+        return f"{self._scope().prefix}{name}"
 
     async def run(self, agent: Any, input: Any) -> Any:  # noqa: A002  the field's word
         """Run an agent; each of its model and tool calls is a step.

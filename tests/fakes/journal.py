@@ -20,6 +20,9 @@ class MemoryJournal:
     def at(self, place: str) -> Step | None:
         return next((step for step in reversed(self.steps.values()) if step.place == place), None)
 
+    def within(self, key: str) -> list[Step]:
+        return [step for name, step in self.steps.items() if name.startswith(f"{key}/")]
+
     async def save(self, step: Step) -> None:
         self.steps[step.key] = step
 

@@ -14,7 +14,7 @@ from oxherd.agents.form import Misfit
 from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
 from oxherd.agents.stream import Delta
-from oxherd.agents.tools import ArgumentsInvalid
+from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Usage
@@ -233,6 +233,8 @@ class _Loop:
             return {"ok": True, "content": await self._agent.toolbox[name].run(self._ctx, arguments)}
         except ArgumentsInvalid as error:
             return _fault(f"the arguments do not fit: {error}; they were: {arguments}")
+        except ToolFailed as error:
+            return _fault(self._ctx.hide(str(error)))
         except JobError:
             raise  # Fatal, RetryLater and their like are meant for the worker, not for the model
         except Exception as error:  # noqa: BLE001  whatever else a tool raises, the model is told

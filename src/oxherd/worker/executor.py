@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from oxherd.clock import mono, wall_ms
@@ -381,6 +382,15 @@ class _RunJournal:
         # Where one that failed left its place to another and later ran, the later is the one that counts.
         self._places = {step.place: step for step in steps if step.place}
 
+    @cached_property
+    def _insides(self) -> dict[str, list[Step]]:
+        """The steps that are inside each step."""
+        insides = defaultdict(list)
+        for key, step in self._steps.items():
+            for at in (at for at, letter in enumerate(key) if letter == "/"):
+                insides[key[:at]].append(step)
+        return insides
+
     def find(self, key: str) -> Step | None:
         """The finished step of that name, if an earlier attempt left one."""
         return self._steps.get(key)
@@ -388,6 +398,10 @@ class _RunJournal:
     def at(self, place: str) -> Step | None:
         """The finished step that an earlier attempt had at that place, if it left one."""
         return self._places.get(place)
+
+    def within(self, key: str) -> Sequence[Step]:
+        """The finished steps inside that one, if an earlier attempt left any."""
+        return self._insides.get(key, ())
 
     async def save(self, step: Step) -> None:
         """Keep a step; returns when it is durable."""
