@@ -7,7 +7,6 @@ metric or a command.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import inspect
 import sys
@@ -20,7 +19,8 @@ import typer.main
 from oxherd import settings
 from oxherd.cli import app
 from oxherd.telemetry import events
-from oxherd.telemetry.metrics import Metrics
+from oxherd.telemetry.logs import FIELDS
+from oxherd.telemetry.metrics import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
@@ -66,17 +66,14 @@ def events_page() -> str:
 def _event_row(kind: type[events.Event]) -> str:
     about = " ".join(inspect.getdoc(kind).split())
     level = "info, or warning for failed and lease_lost" if kind is events.JobEnded else kind.level
-    fields = ", ".join(f"`{field.name}`" for field in dataclasses.fields(kind) if field.name != "message")
+    fields = ", ".join(f"`{name}`" for name in FIELDS[kind])
     return f"| `{kind.name}` | {level} | {about} | {fields or '(in the message)'} |"
 
 
 def _metric_rows() -> Iterator[str]:
-    registry = Metrics().registry
-    for collector in list(registry._collector_to_names):  # noqa: SLF001  no public way to a series' labels
-        for family in collector.describe() if hasattr(collector, "describe") else ():
-            labels = ", ".join(f"`{label}`" for label in collector._labelnames)  # noqa: SLF001  same
-            suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
-            yield f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |"
+    for row in SERIES:
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        yield f"| `{row.full_name}` | {row.kind} | {labels} | {row.about} |"
 
 
 def cli_page() -> str:

@@ -19,16 +19,27 @@ from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
 from oxherd.errors import JobCancelled, JournalMismatch, NoCredential, StepRepeated
 from oxherd.job import Job
+from oxherd.telemetry.events import Ending, StepEnded, StepReplayed, StepStarted, emit, spanning
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens and money of a run so far. `cost_usd` is None once any part of it is unknown: unknown is never 0."""
+    """Tokens and money of a run so far.
+
+    Attributes:
+        calls: of models.
+        input_tokens, output_tokens: of all of them.
+        cost_usd: in US dollars; None once any part of it is unknown: unknown is never 0.
+        cached_tokens: of the input, which the provider had cached. Replayed calls count none.
+        reasoning_tokens: of the output, which went into thinking. The same.
+    """
 
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: Decimal | None = field(default_factory=Decimal)
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -40,6 +51,8 @@ class Usage:
         self.calls += other.calls
         self.input_tokens += other.input_tokens
         self.output_tokens += other.output_tokens
+        self.cached_tokens += other.cached_tokens
+        self.reasoning_tokens += other.reasoning_tokens
         known = self.cost_usd is not None and other.cost_usd is not None
         self.cost_usd = self.cost_usd + other.cost_usd if known else None  # type: ignore[operator]
 
@@ -265,10 +278,11 @@ class Context:
         self._compare(key, place, inputs, done)
         if done is None:
             self._live = True
-            begin = partial(_call, function, args, kwargs)
-            done = await self._run_step(key, place, inputs, begin, kind, usage)
+            run = partial(_call, function, args, kwargs)
+            done = await self._run_step(key, place, inputs, run, kind, usage)
             self._count(done)
         elif counted is None:
+            emit(StepReplayed(id=self.job.id, step=key, kind=done.kind))
             self._count(done, *self._journal.within(key))  # those inside it are not asked for
         if scope.prefix:
             self._inner[key] = done
@@ -310,13 +324,30 @@ class Context:
     async def _run_step(
         self, key: str, place: str, inputs: str, run: Callable[[], Awaitable[Any]], kind: str, usage: Usage | None
     ) -> Step:
+        saving: float | None = None
+
+        def ending(how: Ending) -> StepEnded:
+            journal_s = mono() - saving if saving is not None else 0.0
+            return StepEnded(self.job.id, key, kind, how.outcome, how.seconds, journal_s, how.error)
+
+        with spanning(StepStarted(self.job.id, key, kind), ending):
+            step = await self._make_step(key, place, inputs, run, kind, usage)
+            saving = mono()
+            await self._journal.save(step)
+        if self._inner:
+            self._inner = {inner: kept for inner, kept in self._inner.items() if not inner.startswith(f"{key}/")}
+        return step
+
+    async def _make_step(
+        self, key: str, place: str, inputs: str, run: Callable[[], Awaitable[Any]], kind: str, usage: Usage | None
+    ) -> Step:
         started_at, begun = wall_ms(), mono()
         outer = _within.set(_Scope.inside(key, place))
         try:
             value = await run()
         finally:
             _within.reset(outer)
-        step = Step(
+        return Step(
             key=key,
             inputs=inputs,
             output=encode(value, what=f"the result of step {key!r}"),
@@ -327,10 +358,6 @@ class Context:
             ms=(mono() - begun) * 1000,
             place=place,
         )
-        await self._journal.save(step)
-        if self._inner:
-            self._inner = {inner: kept for inner, kept in self._inner.items() if not inner.startswith(f"{key}/")}
-        return step
 
     def scope(self, name: str) -> str:
         """A prefix for steps that belong together: `name`, or `name#2`, `name#3`, … when it was given out before.

@@ -194,7 +194,15 @@ def first_choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_usage(usage: Any) -> Usage:
     """Tokens and cost of one call. What is not told is 0 tokens and an unknown cost."""
     told = usage if isinstance(usage, dict) else {}
-    return Usage(1, _count(told.get("prompt_tokens")), _count(told.get("completion_tokens")), _cost(told))
+    cached = _count(_details(told, "prompt_tokens_details").get("cached_tokens"))
+    reasoning = _count(_details(told, "completion_tokens_details").get("reasoning_tokens"))
+    counted = (_count(told.get("prompt_tokens")), _count(told.get("completion_tokens")))
+    return Usage(1, *counted, _cost(told), cached, reasoning)
+
+
+def _details(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    details = usage.get(name)
+    return details if isinstance(details, dict) else {}
 
 
 def _count(value: Any) -> int:
@@ -206,8 +214,7 @@ def _cost(usage: Mapping[str, Any]) -> Decimal | None:
     if cost is None or not usage.get("is_byok"):
         return cost
     # With the customer's own provider key, `cost` is OpenRouter's fee alone.
-    details = usage.get("cost_details")
-    upstream = read_money(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
+    upstream = read_money(_details(usage, "cost_details").get("upstream_inference_cost"))
     return None if upstream is None else cost + upstream
 
 

@@ -20,6 +20,7 @@ from oxherd.codec import decode, encode
 from oxherd.context import Usage
 from oxherd.errors import ModelRefused, OutOfCredit, RetryLater
 from oxherd.settings import Secret
+from oxherd.telemetry.events import ModelFaulted, emit
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -66,6 +67,7 @@ class Try:
         usage: None until the service told it, and for good where the reply broke before that.
         free: whether it was certainly not billed: no connection, or refused.
         status, headers: of the answer; 0 and empty until there is one.
+        first_token_s: seconds from sending it to the first piece of its answer; None until then, or without streaming.
     """
 
     model: str
@@ -74,6 +76,7 @@ class Try:
     free: bool = False
     status: int = field(default=0, compare=False)
     headers: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    first_token_s: float | None = field(default=None, compare=False)
 
 
 OnGeneration = Callable[[Try], Awaitable[None]]
@@ -313,7 +316,14 @@ class _Call:
         record = Try(self._request.model)
         async with self._around(record):
             self._tries.append(record)
-            return await self._send(session, record)
+            try:
+                return await self._send(session, record)
+            except Malformed as error:
+                emit(ModelFaulted(record.model, record.status, Verdict.RETRY.value, str(error)))
+                raise
+            except Fault as error:
+                emit(ModelFaulted(record.model, error.status or record.status, error.verdict.value, error.message))
+                raise
 
     async def _send(self, session: ClientSession, record: Try) -> Reply:
         import aiohttp
@@ -374,6 +384,7 @@ class _Call:
             reply = assembly.reply()
         finally:
             record.id = record.id or assembly.id
+            record.first_token_s = watch.first_token_s
             if assembly.usage is not None:
                 record.usage = read_usage(assembly.usage)
         await _linger(response)
@@ -391,6 +402,7 @@ class _Watch:
         self._timeouts = timeouts
         self._streams = streams
         self._began = False
+        self.first_token_s: float | None = None
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._start = self._heard_at = self._time()
@@ -413,6 +425,7 @@ class _Watch:
         self._heard_at = self._time()
         if began and not self._began:
             self._began = True
+            self.first_token_s = self._heard_at - self._start
             self._timer.cancel()
             self._look()
 

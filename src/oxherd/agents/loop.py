@@ -12,13 +12,23 @@ from oxherd.agents.chat import Message, Reply, Request, ToolCall, words_of
 from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
 from oxherd.agents.ledger import Ledger
-from oxherd.agents.llm import LLM
+from oxherd.agents.llm import LLM, Try
 from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Usage
 from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater
+from oxherd.telemetry.events import (
+    AgentEnded,
+    AgentStarted,
+    Ending,
+    ModelAsked,
+    ModelCalled,
+    ToolAsked,
+    ToolCalled,
+    spanning,
+)
 
 REPAIRS = 2  # how often a wrong answer is sent back
 TOOL_FAULTS = 5  # tool calls that may fail one after the other
@@ -130,6 +140,19 @@ class _Loop:
         self._repairs = 0
 
     async def run(self) -> Run:
+        run, agent = self._run, self._agent
+
+        def ending(how: Ending) -> AgentEnded:
+            cost = None if run.usage.cost_usd is None else float(run.usage.cost_usd)
+            return AgentEnded(
+                self._ctx.job.id, agent.name, agent.model, how.outcome, run.steps, run.usage.tokens, cost, how.seconds,
+                how.error,
+            )  # fmt: skip
+
+        with spanning(AgentStarted(self._ctx.job.id, agent.name, agent.model), ending):
+            return await self._answer()
+
+    async def _answer(self) -> Run:
         try:
             return await self._take_turns()
         except BudgetExceeded as error:
@@ -181,10 +204,21 @@ class _Loop:
         return reply
 
     async def _chat(self, key: str, request: Request) -> Reply:
+        reply: Reply | None = None
+        tries: list[Try] = []
+        ids = (self._ctx.job.id, self._agent.name, request.model)
+        with spanning(
+            ModelAsked(*ids, request=request, service=self._llm.base_url),
+            lambda how: _model_called(ids, how, tries, reply),
+        ):
+            reply = await self._call_model(key, request, tries)
+        return reply
+
+    async def _call_model(self, key: str, request: Request, tries: list[Try]) -> Reply:
         if self._books is None:
-            return await self._llm.chat(request, self._show)
+            return await self._llm.chat(request, self._show, tries=tries)
         call = await self._books.call(key, request)
-        return await self._llm.chat(request, self._show, on_generation=call.told, around=call.around)
+        return await self._llm.chat(request, self._show, tries=tries, on_generation=call.told, around=call.around)
 
     def _show(self, _: Delta) -> None:
         self._ctx.alive_at = mono()
@@ -225,10 +259,23 @@ class _Loop:
             known = ", ".join(self._agent.toolbox) or "none"
             return _fault(f"there is no tool {call.name!r}; the tools are: {known}")
         key = f"{self._scope}/tool-{self._tool_calls}-{call.name}"
-        kept: Mapping[str, Any] = await self._ctx.step(key, self._call_tool, call.name, call.arguments, kind="tool")
+
+        async def run(name: str, arguments: str) -> Any:
+            result: Mapping[str, Any] = {}
+            ids = (self._ctx.job.id, self._agent.name, name, call.id)
+
+            def ending(how: Ending) -> ToolCalled:
+                outcome = "told" if result and not result["ok"] else how.outcome
+                return ToolCalled(*ids, outcome, how.seconds, how.error, result=result.get("content", ""))
+
+            with spanning(ToolAsked(*ids, arguments=arguments), ending):
+                result = await self._call_tool(name, arguments)
+            return result
+
+        kept: Mapping[str, Any] = await self._ctx.step(key, run, call.name, call.arguments, kind="tool")
         return kept
 
-    async def _call_tool(self, name: str, arguments: str) -> Any:
+    async def _call_tool(self, name: str, arguments: str) -> Message:
         try:
             return {"ok": True, "content": await self._agent.toolbox[name].run(self._ctx, arguments)}
         except ArgumentsInvalid as error:
@@ -278,6 +325,27 @@ def _choice(choice: str) -> str | Message | None:
     if choice == "auto":
         return None
     return choice if choice in {"required", "none"} else {"type": "function", "function": {"name": choice}}
+
+
+def _model_called(ids: tuple[str, str, str], how: Ending, tries: list[Try], reply: Reply | None) -> ModelCalled:
+    usage = reply.usage if reply is not None else Usage()
+    return ModelCalled(
+        *ids,
+        outcome=how.outcome,
+        answered_by=(reply.model if reply is not None else None) or "",
+        provider=(reply.provider if reply is not None else None) or "",
+        finish_reason=(reply.finish_reason if reply is not None else None) or "",
+        tries=len(tries),
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=None if reply is None or usage.cost_usd is None else float(usage.cost_usd),
+        seconds=how.seconds,
+        first_token_s=tries[-1].first_token_s if tries else None,
+        error=how.error,
+        reply=reply,
+    )
 
 
 def _fault(why: str) -> Message:

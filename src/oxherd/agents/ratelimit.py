@@ -18,6 +18,7 @@ from oxherd.clock import wall_ms
 from oxherd.errors import RetryLater
 from oxherd.queue.connection import Link
 from oxherd.queue.scripts import read_script
+from oxherd.telemetry.events import LimiterWaited, emit
 
 LUA = Path(__file__).parent / "lua"
 AT_ONCE = 16  # requests to a model that nothing is known of; doubles with each round of answers until one is refused
@@ -113,9 +114,12 @@ class Limiter:
         ):
             pause = _pause(wait, tries)
             if waited + pause > PATIENCE:
+                emit(LimiterWaited(model, waited, passed=False))
                 raise RetryLater(pause, f"the limits of {model} leave no room for some time")
             await asyncio.sleep(pause)
             waited, tries = waited + pause, tries + 1
+        if waited:
+            emit(LimiterWaited(model, waited, passed=True))
 
     def _keys(self, model: str) -> tuple[bytes, bytes, bytes]:
         base = self._base + model.encode("utf-8", "surrogateescape")

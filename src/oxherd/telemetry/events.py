@@ -1,17 +1,27 @@
 """The catalogue: everything Oxherd says about itself is one of these events.
 
-Code emits; subscribers (logs, metrics) listen and know nobody. An event's class docstring is its
+Code emits; subscribers (logs, metrics, traces, Sentry) listen and know nobody. An event's class docstring is its
 documentation, its fields are its payload. A test compares what is declared, emitted and documented.
+
+What takes time is two events: one begins it, another ends it. `begin` joins them for tracers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple
+
+from oxherd.clock import mono
+from oxherd.errors import JobCancelled, JobTimeout, LeaseLost, RetryLater
+from oxherd.job import Job
+
+_UNLOGGED = {"logged": False}  # of fields for tracers and error reporters, which no log line shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,9 @@ class Event:
 
 
 Subscriber = Callable[[Any], None]
+Tracer = Callable[[Any], Subscriber]
 _subscribers: defaultdict[type[Event], list[Subscriber]] = defaultdict(list)
+_tracers: defaultdict[type[Event], list[Tracer]] = defaultdict(list)
 
 
 def emit(event: Event) -> None:
@@ -35,22 +47,131 @@ def emit(event: Event) -> None:
         try:
             subscriber(event)
         except Exception:  # noqa: BLE001
-            with contextlib.suppress(OSError):
-                traceback.print_exc()
+            _print_fault()
+
+
+def begin(event: Event) -> Subscriber:
+    """Emit the event that begins something which takes time, and tell the tracers of its type.
+
+    Returns:
+        Takes the event that ends it, tells the tracers and emits it. Call it in the task that called this. It is
+        `emit` itself where nobody traces.
+    """
+    emit(event)
+    tracers = _tracers[type(event)]
+    if not tracers:
+        return emit
+    enders = [ender for tracer in tracers if (ender := _traced(tracer, event)) is not None]
+
+    def end(ending: Event) -> None:
+        for ender in reversed(enders):
+            try:
+                ender(ending)
+            except Exception:  # noqa: BLE001
+                _print_fault()
+        emit(ending)
+
+    return end
+
+
+def _traced(tracer: Tracer, event: Event) -> Subscriber | None:
+    try:
+        return tracer(event)
+    except Exception:  # noqa: BLE001
+        _print_fault()
+        return None
+
+
+def _print_fault() -> None:
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
 
 
 def attach(subscriber: Subscriber, *types: type[Event]) -> Callable[[], None]:
     """Listen for these types of event, or for all. Returns a function that stops listening."""
-    wanted = types or catalogue()
-    for kind in wanted:
-        _subscribers[kind].append(subscriber)
+    return _attach(_subscribers, subscriber, types or catalogue())
+
+
+def trace(tracer: Tracer, *types: type[Event]) -> Callable[[], None]:
+    """Follow what these types of event begin: the tracer is given the event and returns what takes its ending's.
+
+    Returns:
+        A function that stops it.
+    """
+    return _attach(_tracers, tracer, types)
+
+
+def _attach(
+    listeners: defaultdict[type[Event], list[Any]], listener: Any, types: tuple[type[Event], ...]
+) -> Callable[[], None]:
+    for kind in types:
+        listeners[kind].append(listener)
 
     def detach() -> None:
-        for kind in wanted:
-            if subscriber in _subscribers[kind]:
-                _subscribers[kind].remove(subscriber)
+        for kind in types:
+            if listener in listeners[kind]:
+                listeners[kind].remove(listener)
 
     return detach
+
+
+class Ending(NamedTuple):
+    """How something ended that took time.
+
+    Attributes:
+        seconds: how long it took.
+        outcome: ok, failed, delayed or cancelled.
+        error: the type of what was raised, or empty.
+    """
+
+    seconds: float
+    outcome: str
+    error: str
+
+
+class spanning:  # noqa: N801  it is used like a function
+    """Emit two events around the block, joined for tracers.
+
+    Parameters:
+        beginning: emitted on entering.
+        ending: makes the event that is emitted on leaving, whether or not the block raised.
+    """
+
+    __slots__ = ("_beginning", "_begun", "_end", "_ending")
+
+    def __init__(self, beginning: Event, ending: Callable[[Ending], Event]) -> None:
+        self._beginning = beginning
+        self._ending = ending
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._begun = mono()
+        self._end = begin(self._beginning)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        self._end(self._ending(Ending(mono() - self._begun, _outcome(error), kind.__name__ if kind else "")))
+
+
+def _outcome(error: BaseException | None) -> str:
+    match error:
+        case None:
+            return "ok"
+        case JobCancelled() | JobTimeout() | LeaseLost():
+            return "cancelled"
+        case RetryLater():
+            return "delayed"
+        case Exception():
+            return "failed"
+        case _:  # asyncio's cancellation is none
+            return "cancelled"
+
+
+def logged_fields(kind: type[Event]) -> tuple[str, ...]:
+    """The names of an event's fields that log lines and the docs show."""
+    return tuple(each.name for each in dataclasses.fields(kind) if each.metadata.get("logged", True))
 
 
 def catalogue() -> tuple[type[Event], ...]:
@@ -113,6 +234,7 @@ class JobStarted(Event):
     id: str
     attempt: int
     wait_ms: int
+    work: Job | None = field(default=None, repr=False, compare=False, metadata=_UNLOGGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +258,8 @@ class JobEnded(Event):
     tokens: int
     cost_usd: float | None
     reason: str
+    work: Job | None = field(default=None, repr=False, compare=False, metadata=_UNLOGGED)
+    error: BaseException | None = field(default=None, repr=False, compare=False, metadata=_UNLOGGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +277,171 @@ class JobStalled(Event):
     name: ClassVar[str] = "job.stalled"
     level: ClassVar[str] = "warning"
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted(Event):
+    """A step of a run begins; `kind` is step, model, tool or agent."""
+
+    name: ClassVar[str] = "step.started"
+    level: ClassVar[str] = "debug"
+    id: str
+    step: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded(Event):
+    """A step of a run has ended; where it is ok it is in the journal, which took `journal_s` of its `seconds`.
+
+    `outcome` is one of ok, failed, delayed, cancelled; `error` is the type of what was raised.
+    """
+
+    name: ClassVar[str] = "step.ended"
+    level: ClassVar[str] = "debug"
+    id: str
+    step: str
+    kind: str
+    outcome: str
+    seconds: float
+    journal_s: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepReplayed(Event):
+    """A step that an earlier attempt had finished was taken from the journal: nothing was paid again."""
+
+    name: ClassVar[str] = "step.replayed"
+    level: ClassVar[str] = "debug"
+    id: str
+    step: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStarted(Event):
+    """A run of an agent begins, or goes on in a later attempt."""
+
+    name: ClassVar[str] = "agent.started"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEnded(Event):
+    """A run of an agent has ended: how, after how many calls of the model, and what it used, replayed calls included.
+
+    `outcome` and `error` are as in `step.ended`.
+    """
+
+    name: ClassVar[str] = "agent.ended"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    model: str
+    outcome: str
+    calls: int
+    tokens: int
+    cost_usd: float | None
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAsked(Event):
+    """A model is about to be called; calls that are in the journal already are not made."""
+
+    name: ClassVar[str] = "model.asked"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    model: str
+    request: Any = field(default=None, repr=False, compare=False, metadata=_UNLOGGED)
+    service: str = field(default="", repr=False, compare=False, metadata=_UNLOGGED)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCalled(Event):
+    """A call of a model has ended, after all its tries.
+
+    `model` is what was asked for, `answered_by` who answered, through which `provider`. `seconds` has waiting for
+    limits and the pauses between tries in it; `first_token_s` counts from sending the last try to the first piece of
+    its answer. `input_tokens` include those the provider had cached. `outcome` and `error` are as in `step.ended`.
+    """
+
+    name: ClassVar[str] = "model.called"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    model: str
+    outcome: str
+    answered_by: str
+    provider: str
+    finish_reason: str
+    tries: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    cost_usd: float | None
+    seconds: float
+    first_token_s: float | None
+    error: str
+    reply: Any = field(default=None, repr=False, compare=False, metadata=_UNLOGGED)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFaulted(Event):
+    """One try of a call of a model failed; passing faults are tried again. `status` is 0 where there was no answer."""
+
+    name: ClassVar[str] = "model.faulted"
+    model: str
+    status: int
+    verdict: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAsked(Event):
+    """A tool is about to be called for a model."""
+
+    name: ClassVar[str] = "tool.asked"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    tool: str
+    call: str
+    arguments: str = field(default="", repr=False, compare=False, metadata=_UNLOGGED)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled(Event):
+    """A call of a tool has ended. `outcome` is as in `step.ended`, or told where the model was told of an error."""
+
+    name: ClassVar[str] = "tool.called"
+    level: ClassVar[str] = "debug"
+    id: str
+    agent: str
+    tool: str
+    call: str
+    outcome: str
+    seconds: float
+    error: str
+    result: str = field(default="", repr=False, compare=False, metadata=_UNLOGGED)
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterWaited(Event):
+    """A call of a model waited for the limits that all workers share; `passed` tells whether it may be sent now."""
+
+    name: ClassVar[str] = "limiter.waited"
+    level: ClassVar[str] = "debug"
+    model: str
+    seconds: float
+    passed: bool
 
 
 @dataclass(frozen=True, slots=True)

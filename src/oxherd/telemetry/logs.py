@@ -25,7 +25,7 @@ import orjson
 from oxherd.clock import mono
 from oxherd.settings import Secret
 from oxherd.telemetry import events
-from oxherd.telemetry.events import Event, attach, catalogue
+from oxherd.telemetry.events import Event, attach, catalogue, logged_fields
 
 _RANKS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _UNHAPPY = frozenset({"failed", "lease_lost"})
@@ -179,6 +179,31 @@ LINES: dict[type[Event], _Line] = {
     events.JobEnded: _Line(_job_ended, _told("job", "id", "outcome", "run_ms", "reason")),
     events.JobCancelRequested: _Line(lambda e: f"{e.id} is asked to stop", _told("id")),
     events.JobStalled: _Line(lambda e: f"{e.id} stalled: its worker is gone, the job was put back", _told("id")),
+    events.StepStarted: _Line(lambda e: f"{e.id} {e.step} begins", _told("id", "step")),
+    events.StepEnded: _Line(
+        lambda e: f"{e.id} {e.step} {e.outcome} in {_took(e.seconds * 1000)}", _told("id", "step", "outcome", "seconds")
+    ),
+    events.StepReplayed: _Line(lambda e: f"{e.id} {e.step} is in the journal already", _told("id", "step")),
+    events.AgentStarted: _Line(lambda e: f"{e.agent} begins, for job {e.id}", _told("id", "agent")),
+    events.AgentEnded: _Line(
+        lambda e: f"{e.agent} {e.outcome} in {_took(e.seconds * 1000)}, for job {e.id}",
+        _told("id", "agent", "outcome", "seconds"),
+    ),
+    events.ModelAsked: _Line(lambda e: f"{e.agent} asks {e.model}, for job {e.id}", _told("id", "agent", "model")),
+    events.ModelCalled: _Line(
+        lambda e: f"{e.model} {e.outcome} in {_took(e.seconds * 1000)}, for job {e.id}",
+        _told("id", "model", "outcome", "seconds"),
+    ),
+    events.ModelFaulted: _Line(lambda e: f"{e.model}: {e.error}; {e.verdict}", _told("model", "error", "verdict")),
+    events.ToolAsked: _Line(lambda e: f"{e.agent} calls {e.tool}, for job {e.id}", _told("id", "agent", "tool")),
+    events.ToolCalled: _Line(
+        lambda e: f"{e.tool} {e.outcome} in {_took(e.seconds * 1000)}, for job {e.id}",
+        _told("id", "tool", "outcome", "seconds"),
+    ),
+    events.LimiterWaited: _Line(
+        lambda e: f"{'Waited' if e.passed else 'No place after'} {_took(e.seconds * 1000)} for {e.model}",
+        _told("model", "seconds", "passed"),
+    ),
     events.LeaseWasLost: _Line(lambda e: f"{e.id} belongs to another worker now; cancelled here", _told("id")),
     events.LeasesLate: _Line(lambda e: f"Not renewed for {e.seconds:.1f} s: {e.error}", _told("seconds", "error")),
     events.RedisLost: _Line(lambda e: f"Connection for {e.purpose} lost: {e.error}", _told("purpose", "error")),
@@ -418,9 +443,7 @@ def _record(event: Event, level: str, more: Record) -> Record:
     return record
 
 
-FIELDS = {
-    kind: tuple(field.name for field in dataclasses.fields(kind) if field.name != "message") for kind in catalogue()
-}
+FIELDS = {kind: tuple(name for name in logged_fields(kind) if name != "message") for kind in catalogue()}
 _AREAS = {kind: kind.name.partition(".")[0] for kind in catalogue()}
 
 

@@ -24,6 +24,7 @@ from oxherd.queue.consumer import STALLED_TOO_OFTEN
 from oxherd.settings import Secret
 from oxherd.store import RunRecord, Store
 from oxherd.telemetry import logs
+from oxherd.telemetry.events import Event, emit
 from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
 from oxherd.worker.retry import outcome_of
@@ -63,6 +64,8 @@ class Running:
         adopted: whether it was found to be ours after an outage: then Redis may have forgotten that it ran.
         told_at: monotonic seconds at which the handler was last told to stop.
         secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
+        error: what the attempt ended with, for those who report errors.
+        say_ended: emits the event that the attempt has ended.
     """
 
     job: Job
@@ -79,6 +82,8 @@ class Running:
     adopted: bool = False
     told_at: float = 0.0
     secrets: logs.Redactor | None = None
+    error: BaseException | None = None
+    say_ended: Callable[[Event], None] = emit
 
     def keep_secret(self, value: Secret) -> None:
         """Hide a value in this job's errors and log, and in all log lines."""
@@ -216,7 +221,8 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
-        return outcome_of(stop or error, running.job, retries=retries, hide=partial(self._without_secrets, running))
+        running.error = stop or error
+        return outcome_of(running.error, running.job, retries=retries, hide=partial(self._without_secrets, running))
 
     def _unseal(self, running: Running, data: dict[str, Any], job: str, tenant: str | None) -> None:
         for secret in self._vault.open_fields(data, job=job, tenant=tenant):

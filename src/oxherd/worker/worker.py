@@ -35,6 +35,7 @@ from oxherd.telemetry.events import (
     ScheduleFailed,
     WorkerDraining,
     WorkerStopped,
+    begin,
     emit,
 )
 from oxherd.vault.vault import NO_VAULT, Vault
@@ -354,6 +355,7 @@ class Worker:
     async def _work(self, running: Running | None) -> None:
         try:
             while running is not None:
+                self._say_started(running)
                 outcome = await self._execute(running)
                 following = await self._settle(running, outcome)
                 running = self._register(following) if following is not None else None
@@ -372,10 +374,15 @@ class Worker:
             earlier.interrupt(LeaseLost(f"job {job.id} was given out again"))
         running = self.running[job.id] = Running(job)
         self.leases.hold(job)
-        emit(JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms))
         if self._early_cancels and job.processed_on <= self._early_cancels.pop(job.id, -1):
             self.cancel(job.id)  # asked for while the reply to the fetch was on its way
         return running
+
+    def _say_started(self, running: Running) -> None:
+        job = running.job
+        running.say_ended = begin(
+            JobStarted(job=job.name, id=job.id, attempt=job.attempt, wait_ms=job.waited_ms, work=job)
+        )
 
     async def _execute(self, running: Running) -> Outcome:
         if running.job.scheduler is not None:
@@ -429,7 +436,7 @@ class Worker:
             emit(LeaseWasLost(id=job.id))
         usage = running.context.usage if running.context else None
         now = wall_ms()
-        emit(
+        running.say_ended(
             JobEnded(
                 job=job.name,
                 id=job.id,
@@ -443,6 +450,8 @@ class Worker:
                 tokens=usage.tokens if usage else 0,
                 cost_usd=None if usage is None or usage.cost_usd is None else float(usage.cost_usd),
                 reason=getattr(outcome, "reason", ""),
+                work=job,
+                error=running.error,
             )
         )
 

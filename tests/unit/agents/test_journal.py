@@ -23,10 +23,12 @@ def looker(*, tools=(look,), **fields) -> Agent:
 class Script:
     """A model that makes so many tool calls, one after the other; without the fake's checks of each request."""
 
+    base_url = "http://scripted"
+
     def __init__(self, turns: int) -> None:
         self._turns = turns
 
-    async def chat(self, request: Request, _: object) -> Reply:
+    async def chat(self, request: Request, _: object, **__: object) -> Reply:
         turn = sum(message["role"] == "tool" for message in request.messages)
         message = {"role": "assistant", "content": "done"}
         if turn < self._turns:

@@ -21,7 +21,8 @@ def sample():
     """Make an event of any kind; fields that are not given get a value of their type."""
 
     def make(kind, /, **given):
-        fields = {field.name: SAMPLES[field.type] for field in dataclasses.fields(kind)}
+        needed = (field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
+        fields = {field.name: SAMPLES[field.type] for field in needed}
         return kind(**fields | given)
 
     return make

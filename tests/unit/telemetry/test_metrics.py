@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from oxherd.telemetry import events
 from oxherd.telemetry.events import emit
-from oxherd.telemetry.metrics import Metrics
+from oxherd.telemetry.metrics import MOST_NAMES, SERIES, Metrics
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def test_codes_that_are_not_redis_s_own_share_one_series(metrics, sample):
         (events.StoreLost, "store_failures_total", {}, 1),
         (events.StoreFlushed, "store_rows_total", {}, 3),
         (events.StoreFlushed, "store_flush_seconds_count", {}, 1),
+        (events.StoreFlushed, "store_batch_rows_count", {}, 1),
+        (events.StepReplayed, "steps_replayed_total", {"kind": "text"}, 1),
+        (events.AgentEnded, "agent_runs_total", {"agent": "text", "outcome": "text"}, 1),
+        (events.AgentEnded, "agent_run_seconds_sum", {"agent": "text"}, 1.5),
+        (events.ModelFaulted, "model_faults_total", {"model": "text", "status": "3"}, 1),
+        (events.ToolCalled, "tool_calls_total", {"agent": "text", "tool": "text", "outcome": "text"}, 1),
+        (events.ToolCalled, "tool_seconds_sum", {"tool": "text"}, 1.5),
+        (events.LimiterWaited, "limiter_wait_seconds_sum", {"model": "text"}, 1.5),
+        (events.BudgetReached, "budget_refusals_total", {"scope": "text"}, 1),
+        (events.SpendUnknown, "spend_unknown_total", {"model": "text"}, 1),
         (events.LoopBlocked, "loop_blocks_total", {}, 1),
         (events.GateChanged, "gate_closed", {}, 1),
         (events.ScheduleFailed, "schedule_failures_total", {}, 1),
@@ -109,6 +119,62 @@ def test_an_event_moves_its_series(metrics, sample, kind, series, labels, counte
     before = value(metrics, series, **labels) or 0
     emit(sample(kind))
     assert value(metrics, series, **labels) - before == counted
+
+
+def test_a_model_call_is_counted_timed_and_paid_for(metrics, sample):
+    labels = {"agent": "support", "model": "m"}
+    emit(
+        sample(
+            events.ModelCalled, **labels, outcome="ok", input_tokens=100, cached_tokens=80, output_tokens=20,
+            reasoning_tokens=0, cost_usd=0.25, seconds=2.0, first_token_s=0.5,
+        )
+    )  # fmt: skip
+    assert value(metrics, "model_calls_total", **labels, outcome="ok") == 1
+    assert value(metrics, "model_cost_usd_total", **labels) == 0.25
+    assert value(metrics, "model_seconds_sum", model="m") == 2.0
+    assert value(metrics, "model_first_token_seconds_sum", model="m") == 0.5
+    tokens = {kind: value(metrics, "model_tokens_total", **labels, kind=kind) for kind in ("input", "cached", "output")}
+    assert tokens == {"input": 100, "cached": 80, "output": 20}
+    assert value(metrics, "model_tokens_total", **labels, kind="reasoning") is None
+
+
+def test_what_nobody_knows_of_a_model_call_is_not_counted_as_zero(metrics, sample):
+    emit(sample(events.ModelCalled, agent="a", model="m", cost_usd=None, first_token_s=None))
+    assert value(metrics, "model_cost_usd_total", agent="a", model="m") is None
+    assert value(metrics, "model_first_token_seconds_count", model="m") is None
+
+
+def test_the_journal_is_timed_for_steps_that_are_in_it(metrics, sample):
+    emit(sample(events.StepEnded, kind="tool", outcome="ok", journal_s=0.004))
+    emit(sample(events.StepEnded, kind="tool", outcome="failed", journal_s=0.0))
+    assert value(metrics, "steps_total", kind="tool", outcome="failed") == 1
+    assert value(metrics, "journal_seconds_count", kind="tool") == 1
+    assert value(metrics, "journal_seconds_sum", kind="tool") == 0.004
+
+
+def test_models_that_jobs_make_up_share_one_series_past_a_bound(metrics, sample):
+    for number in range(MOST_NAMES + 10):
+        emit(sample(events.ModelFaulted, model=f"made-up-{number}", status=404))
+    assert value(metrics, "model_faults_total", model="made-up-0", status="404") == 1
+    assert value(metrics, "model_faults_total", model="_other", status="404") == 10
+
+
+def test_every_event_moves_a_series_or_is_known_to_need_none(metrics):
+    uncounted = {
+        events.WorkerStopped,  # nobody scrapes it any more
+        events.JobStarted,  # its end is counted, and jobs in flight are watched
+        events.StepStarted,
+        events.AgentStarted,
+        events.ModelAsked,
+        events.ToolAsked,
+    }
+    assert set(events.catalogue()) - set(metrics.subscriptions()) == uncounted
+
+
+def test_every_series_of_the_table_is_on_the_page_and_no_other():
+    declared = {family.name for family in Metrics().registry.collect() if family.name.startswith("oxherd_")}
+    assert declared == {f"oxherd_{row.name}" for row in SERIES}
+    assert len({row.name for row in SERIES}) == len(SERIES)
 
 
 def test_the_store_is_up_until_it_is_lost_and_again_when_it_is_back(metrics, sample):

@@ -159,11 +159,13 @@ class Program:
 class Scripted:
     """A model that asks for so many tool calls per turn, then answers with all it was told."""
 
+    base_url = "http://scripted"
+
     def __init__(self, program: Program, script: list[int]) -> None:
         self._program = program
         self._script = script
 
-    async def chat(self, request: Request, _: Any) -> Reply:
+    async def chat(self, request: Request, _: Any, **__: Any) -> Reply:
         self._program._note(None)
         await asyncio.sleep(0)
         said = [message["content"] for message in request.messages if message["role"] != "assistant"]
