@@ -116,6 +116,11 @@ def build_vault(settings: Settings, store: Store | None) -> Vault:
     return Vault(KeyRing.of(settings.encryption_key, settings.encryption_keys_previous), store)
 
 
+def built_in_handlers(run_agent: Callable[..., Awaitable[Any]]) -> dict[str, Handler]:
+    """The handlers that every worker has, `agent.run` being that function."""
+    return {"agent.run": make_handler("agent.run", run_agent), "oxherd.echo": make_handler("oxherd.echo", echo)}
+
+
 class Service:
     """A whole worker process: store, agents, worker, HTTP; started in this order, stopped in reverse.
 
@@ -138,7 +143,7 @@ class Service:
             known=herd.agents,
             lookup=store.agent if store else None,
         )
-        handlers = {**herd.handlers, **self._built_in()}
+        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle))}
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
@@ -164,12 +169,6 @@ class Service:
         account = f"{known.openrouter_base_url} {key.reveal() if key else ''}"
         limiter = Limiter(self._money, keys.calls, account)
         return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
-
-    def _built_in(self) -> dict[str, Handler]:
-        return {
-            "agent.run": make_handler("agent.run", self._gated(self._agents.handle)),
-            "oxherd.echo": make_handler("oxherd.echo", echo),
-        }
 
     def _gated(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """`run`, but when the money is gone, jobs wait in the queue instead of failing in turn."""

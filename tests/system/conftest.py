@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
-from oxherd.store.migrate import migrate
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for bench.soak, which has the bad network
 
@@ -78,17 +74,7 @@ async def start(redis_url: str, queue_name: str) -> AsyncIterator[Start]:
         yield started
 
 
-@pytest.fixture(scope="session")
-def migrated(postgres: Postgres) -> str:
-    """The name of a database with Oxherd's schema, to copy."""
-    name = f"migrated_{uuid.uuid4().hex[:8]}"
-    asyncio.run(migrate(postgres.create_database(name)))
-    return name
-
-
 @pytest.fixture
-def runs_url(postgres: Postgres, migrated: str) -> Iterator[str]:
+def runs_url(oxherd_database_url: str) -> str:
     """A database with Oxherd's schema, for this test alone."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield postgres.create_database(name, template=migrated)
-    postgres.drop_database(name)
+    return oxherd_database_url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -17,59 +16,12 @@ from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.settings import parse_redis_url
 from oxherd.store import Store
-from oxherd.telemetry.events import Event, attach
+from oxherd.testing import Events, captured_events
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.worker import Limits, Worker
 
 QUICK = {"lock_ms": 1500, "stalled_interval": 0.5, "concurrency": 5, "timeout": 30.0}
-E = TypeVar("E", bound=Event)
 T = TypeVar("T")
-
-
-class Happenings:
-    """Things that happened, in order, and a way to wait for one."""
-
-    def __init__(self) -> None:
-        self._all: list[Any] = []
-        self._reactions: list[Callable[[Any], None]] = []
-        self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
-
-    def add(self, one: Any) -> None:
-        """May be called from any thread."""
-        self._all.append(one)
-        for reaction in self._reactions:
-            reaction(one)
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-            self._loop.call_soon_threadsafe(self._news.set)
-
-    def on(self, kind: type[E], react: Callable[[E], None]) -> None:
-        """Have something done in the very moment in which it happens."""
-        self._reactions.append(lambda one: react(one) if isinstance(one, kind) else None)
-
-    def all(self, kind: type[E], **fields: Any) -> list[E]:
-        """What happened so far, of one kind and with these fields."""
-        return [
-            one
-            for one in list(self._all)
-            if isinstance(one, kind) and all(getattr(one, name) == value for name, value in fields.items())
-        ]
-
-    async def wait(self, kind: type[E], *, count: int = 1, within: float = 10.0, **fields: Any) -> list[E]:
-        """Wait until it happened `count` times."""
-        return await self.until(lambda: found if len(found := self.all(kind, **fields)) >= count else None, within)
-
-    async def until(self, look: Callable[[], Any], within: float = 10.0) -> Any:
-        """Look after everything that happens until there is something to see."""
-        try:
-            async with asyncio.timeout(within):
-                while not (found := look()):
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError:
-            lines = "\n".join(f"  {one}" for one in self._all[-60:])
-            raise AssertionError(f"did not happen within {within} s; what did:\n{lines}") from None
-        return found
 
 
 class Stream:
@@ -82,7 +34,7 @@ class Stream:
         self._task: asyncio.Task[None] | None = None
         self.by_job: dict[str, list[str]] = {}
         self.fields: dict[tuple[str, str], dict[str, str]] = {}
-        self.news = Happenings()
+        self.news = Events()
 
     async def start(self) -> None:
         await self._link.start()
@@ -136,8 +88,8 @@ class Stage:
         self.workers: list[Worker] = []
 
     async def __aenter__(self) -> Self:
-        self.happened = Happenings()
-        self._detach = attach(self.happened.add)
+        self._capturing = captured_events()
+        self.happened = self._capturing.__enter__()
         await self.link.start()
         self.stream = Stream(self.url, self.keys)
         await self.stream.start()
@@ -150,7 +102,7 @@ class Stage:
             await worker.stop(grace=0)
         await self.stream.stop()
         await self.link.stop()
-        self._detach()
+        self._capturing.__exit__(None, None, None)
 
     async def worker(
         self,

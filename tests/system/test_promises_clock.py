@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from typing import Any
 
@@ -12,26 +11,14 @@ from stage import Stage
 
 from oxherd.context import Context
 from oxherd.telemetry.events import JobStalled, JobStarted, LeaseWasLost
+from oxherd.testing import Clock
 from oxherd.worker.handlers import make_handler
 
-HOUR = 3_600_000_000_000  # nanoseconds
-
-
-@pytest.fixture
-def jump(monkeypatch: pytest.MonkeyPatch):
-    """Moves the wall clock of this process by so many nanoseconds."""
-    true = time.time_ns
-    moved = [0]
-    monkeypatch.setattr(time, "time_ns", lambda: true() + moved[0])
-
-    def by(nanoseconds: int) -> None:
-        moved[0] += nanoseconds
-
-    return by
+HOUR = 3600
 
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["forward", "back"])
-async def test_running_jobs_keep_their_leases_and_limits(stage: Stage, jump: Any, by: int):
+async def test_running_jobs_keep_their_leases_and_limits(stage: Stage, oxherd_clock: Clock, by: int):
     ran: Counter[str] = Counter()
     go = asyncio.Event()
 
@@ -43,7 +30,7 @@ async def test_running_jobs_keep_their_leases_and_limits(stage: Stage, jump: Any
     await stage.worker({"work": make_handler("work", work, timeout=30, idle_timeout=20)}, lock_ms=900)
     jobs = [await stage.add("work") for _ in range(3)]
     await stage.happened.wait(JobStarted, count=3)
-    jump(by)
+    oxherd_clock.jump(by)
     await asyncio.sleep(1.5)  # longer than a lease
     go.set()
     await stage.settle_ledger(*jobs)
@@ -53,7 +40,7 @@ async def test_running_jobs_keep_their_leases_and_limits(stage: Stage, jump: Any
 
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["forward", "back"])
-async def test_waiting_and_delayed_jobs_are_not_lost(stage: Stage, jump: Any, by: int):
+async def test_waiting_and_delayed_jobs_are_not_lost(stage: Stage, oxherd_clock: Clock, by: int):
     """A delayed job is due by the wall, as for all of BullMQ's workers; whatever the wall shows, it runs once."""
     ran: Counter[str] = Counter()
 
@@ -63,18 +50,18 @@ async def test_waiting_and_delayed_jobs_are_not_lost(stage: Stage, jump: Any, by
     await stage.worker({"work": work})
     soon = await stage.add("work", delay=1_000)
     much_later = await stage.add("work", delay=24 * 3_600_000)
-    jump(by)
+    oxherd_clock.jump(by)
     now = await stage.add("work")
     assert await stage.finished(now, within=3) == ["completed"]
     if by < 0:
-        jump(-by)  # the clock is set right again
+        oxherd_clock.jump(-by)  # the clock is set right again
     assert await stage.finished(soon, within=8) == ["completed"]
     assert (await stage.job(much_later))["state"] == "delayed"
     await stage.settle_ledger(now, soon, completed=2, delayed=1)
     assert ran == {now: 1, soon: 1}
 
 
-async def test_a_retry_whose_pause_spans_a_jump_back_is_run(stage: Stage, jump: Any):
+async def test_a_retry_whose_pause_spans_a_jump_back_is_run(stage: Stage, oxherd_clock: Clock):
     """Its due time seems an hour away then; once the clock is right again it must not have been forgotten."""
 
     async def fails_once(ctx: Context, payload: dict[str, Any]) -> str:
@@ -85,8 +72,8 @@ async def test_a_retry_whose_pause_spans_a_jump_back_is_run(stage: Stage, jump: 
     await stage.worker({"work": fails_once})
     job = await stage.add("work", attempts=2, backoff=700)
     await stage.on_stream(job, "delayed")
-    jump(-HOUR)
+    oxherd_clock.jump(-HOUR)
     await asyncio.sleep(1.0)  # its pause has passed, but not on the wall
     assert (await stage.job(job))["state"] == "delayed"
-    jump(HOUR)
+    oxherd_clock.jump(HOUR)
     assert await stage.finished(job, within=8) == ["completed"]

@@ -63,18 +63,28 @@ class Valkey(Engine):
         flags = [word for name, value in (self._config | place).items() for word in (f"--{name}", value)]
         return [str(server_binary()), *flags]
 
+    def clear(self) -> None:
+        """Forget all data and all scripts."""
+        for command in (b"FLUSHALL", b"SCRIPT FLUSH"):
+            answer = self._ask(command)
+            if not answer.startswith(b"+OK"):
+                raise EmbeddedUnavailable(f"the embedded Valkey refused: {answer.decode(errors='replace').strip()}")
+
     def _ready(self) -> bool:
+        try:
+            return self._ask(b"PING").startswith((b"+PONG", b"-NOAUTH"))  # not -LOADING
+        except OSError:
+            return False
+
+    def _ask(self, command: bytes) -> bytes:
         family, address = (
             (socket.AF_INET, ("127.0.0.1", self._port)) if self._tcp else (socket.AF_UNIX, str(self._socket))
         )
-        try:
-            with socket.socket(family) as probe:
-                probe.settimeout(1)
-                probe.connect(address)
-                probe.sendall(b"PING\r\n")
-                return probe.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # not -LOADING
-        except OSError:
-            return False
+        with socket.socket(family) as client:
+            client.settimeout(1)
+            client.connect(address)
+            client.sendall(command + b"\r\n")
+            return client.recv(256)
 
 
 def server_binary() -> Path:

@@ -102,8 +102,8 @@ def test_long_messages_are_cut():
         ({}, error(503), None),
     ],
 )
-def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, body, seconds, monkeypatch):
-    monkeypatch.setattr("oxherd.agents.faults.wall_ms", lambda: int(NOW * 1000))
+def test_the_pause_that_the_service_asks_for_is_found_wherever_it_is(headers, body, seconds, oxherd_clock):
+    oxherd_clock.freeze(NOW)
     told = fault_of(429, headers, body).retry_after
     assert told == (seconds if seconds is None else pytest.approx(seconds, abs=5))
 
