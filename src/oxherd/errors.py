@@ -32,6 +32,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │       ├── UnknownAgent    no agent has that name
     │       ├── ModelRefused    the model's provider refused the call, and would again
     │       ├── OutputInvalid   the answer never took the form that was asked for
+    │       ├── ToolsFailed     its calls of tools failed, turn after turn
+    │       ├── LoopDetected    it made the same calls again and again
     │       └── BudgetExceeded  the run reached its cap on steps or money, or a day's cap was reached
     │           └── DailyCapReached  the day's cap of everything together; workers close their intake gate
     ├── RetryLater              try again after `seconds`; no attempt is spent
@@ -228,6 +230,14 @@ class Partial(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """It as the run's record keeps it."""
+
+
+class ToolsFailed(AgentError):
+    """All calls of tools failed, turn after turn, whatever the model was told."""
+
+
+class LoopDetected(AgentError):
+    """The model made the same calls of tools again and again, also after it was told."""
 
 
 class BudgetExceeded(AgentError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -11,15 +12,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oxherd.agents.form import Form, make_form
 from oxherd.agents.schema import explain
-from oxherd.agents.tools import Tool, tool
-from oxherd.errors import PayloadInvalid, UsageError
+from oxherd.agents.tools import Tool, ToolFailed, tool, tool_of
+from oxherd.context import Context
+from oxherd.errors import (
+    BudgetExceeded,
+    DailyCapReached,
+    LoopDetected,
+    OutputInvalid,
+    PayloadInvalid,
+    ToolsFailed,
+    UsageError,
+)
 
 CHOICES = ("auto", "required", "none")
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")  # what a tool's name can't have
+_INPUT = "The task in words, with all that the agent needs to know: it sees nothing else."
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one run may use. Checked before each call of the model.
+    """What one run may use, the runs of agents inside it included. Checked before each call of the model.
 
     Attributes:
         usd: no further call once the run has cost this much, in US dollars; None for no cap. A model whose cost nobody
@@ -54,7 +66,8 @@ class Agent:
         name: what jobs call it; also the prefix of its steps.
         model: the model's id, such as `openai/gpt-5-mini`.
         instructions: the system message; empty for none.
-        tools: functions made with `@tool`; plain typed functions are taken too.
+        description: what it is good for, for other agents that have it as a tool.
+        tools: functions made with `@tool`; plain typed functions are taken too, and other agents, see `as_tool`.
         output: the answer's form: `str` for text, a type that pydantic validates, or a JSON schema. Wrong answers are
             sent back with what is wrong, twice at most.
         budget: what one run may use.
@@ -67,6 +80,9 @@ class Agent:
         seed: for models that can repeat themselves.
         provider: how OpenRouter chooses among providers, such as `{"order": ["azure"], "sort": "price"}`.
         cache: mark the conversation's end to be cached, for providers that want a mark. OpenRouter only.
+        loop_limit: how often the model may make the same call with the same arguments, without any new call in
+            between. The call that reaches it is not made: the model is told so, once; after that, LoopDetected ends
+            the run. None for no limit.
 
     Raises:
         UsageError: naming the field that is wrong.
@@ -75,7 +91,8 @@ class Agent:
     name: str
     model: str
     instructions: str = ""
-    tools: Sequence[Tool | Callable[..., Any]] = ()
+    description: str = ""
+    tools: Sequence[Tool | Callable[..., Any] | Agent] = ()
     output: Any = str
     budget: Budget = field(default_factory=Budget)
     temperature: float | None = None
@@ -86,6 +103,7 @@ class Agent:
     seed: int | None = None
     provider: Mapping[str, Any] | None = None
     cache: bool = False
+    loop_limit: int | None = 3
     form: Form = field(init=False, repr=False, compare=False)
     toolbox: Mapping[str, Tool] = field(init=False, repr=False, compare=False)
 
@@ -97,9 +115,45 @@ class Agent:
             raise UsageError("agent.max_output_tokens: must be at least 1")
         if self.temperature is not None and not 0 <= self.temperature <= 2:
             raise UsageError("agent.temperature: must be from 0 to 2")
+        if self.loop_limit is not None and self.loop_limit < 2:
+            raise UsageError("agent.loop_limit: must be at least 2; None is no limit")
         object.__setattr__(self, "form", make_form(self.output))
         object.__setattr__(self, "toolbox", _toolbox(self.tools))
         _check_choice(self.tool_choice, self.toolbox)
+
+    def as_tool(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        timeout: str | float | None = None,
+        approve: bool = False,
+    ) -> Tool:
+        """The agent as a tool for other agents, which asks it in words and reads its answer.
+
+        It sees nothing of the conversation but what it is asked. Its calls are steps of their own inside the tool's
+        step, and count toward the budgets of all agents around it, too. Where it gives up (its own budget, its tools,
+        a loop, the form of its answer), the asking model is told.
+
+        Parameters:
+            name: of the tool; the agent's, if left out.
+            description: what the asking model is told about it; the agent's, if left out.
+            timeout: how long one answer may take, such as "5m" or seconds; None for no limit of its own.
+            approve: whether each call waits for a person to approve it.
+        """
+
+        async def ask(ctx: Context, input: str) -> Any:  # noqa: A002  the field's word
+            try:
+                return (await ctx.run(self, input)).output
+            except DailyCapReached:
+                raise  # which nobody gets around
+            except (BudgetExceeded, LoopDetected, OutputInvalid, ToolsFailed) as error:
+                raise ToolFailed(f"the agent gave up: {error}") from error
+
+        made = tool_of(ask, name=name or _NO_NAME.sub("_", self.name)[:64], timeout=timeout, approve=approve)
+        made.schema["properties"]["input"]["description"] = _INPUT
+        told = description or self.description or f"Ask the agent {self.name!r}."
+        return replace(made, description=told, agent=self)
 
     @classmethod
     def inline(cls, definition: Mapping[str, Any], *, tools: Mapping[str, Tool], name: str = "inline") -> Agent:
@@ -144,6 +198,7 @@ class _Definition(BaseModel):
     name: str
     model: str
     instructions: str = ""
+    description: str = ""
     tools: list[str] = []
     output: dict[str, Any] | None = None
     budget: _Limits = _Limits()
@@ -155,12 +210,13 @@ class _Definition(BaseModel):
     seed: int | None = None
     provider: dict[str, Any] | None = None
     cache: bool = False
+    loop_limit: int | None = 3
 
 
-def _toolbox(tools: Iterable[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+def _toolbox(tools: Iterable[Tool | Callable[..., Any] | Agent]) -> dict[str, Tool]:
     box: dict[str, Tool] = {}
     for each in tools:
-        made = each if isinstance(each, Tool) else tool(each)
+        made = each.as_tool() if isinstance(each, Agent) else each if isinstance(each, Tool) else tool(each)
         if made.name in box:
             raise UsageError(f"agent.tools: two tools are called {made.name!r}")
         box[made.name] = made

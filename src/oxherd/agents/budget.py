@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
@@ -43,12 +43,14 @@ class Payer:
         agent: its name.
         tenant: whom it is for, or None.
         cap: what the run may spend, in US dollars, or None.
+        around: the runs that this one is inside of and that have caps, with their agents and caps.
     """
 
     run: str
     agent: str
     tenant: str | None = None
     cap: Decimal | None = None
+    around: tuple[Payer, ...] = ()
 
 
 class Purse:
@@ -69,7 +71,7 @@ class Purse:
 
     def limits(self, payer: Payer) -> bool:
         """Whether any cap applies. Where none does, nothing is counted."""
-        return any(cap is not None for cap in self._caps(payer))
+        return bool(payer.around) or any(cap is not None for cap in self._caps(payer))
 
     async def reserve(self, id: str, payer: Payer, amount: Decimal) -> None:  # noqa: A002  the hold's
         """Set aside the most that a call can cost, in each scope. Waits while Redis is away.
@@ -83,15 +85,18 @@ class Purse:
             BudgetExceeded: a cap is in the way; nothing was set aside.
             DailyCapReached: the cap of everything together is.
         """
-        caps = self._caps(payer)
+        caps = (*self._caps(payer), *(each.cap for each in payer.around))
+        sums = (*self._sums(payer), *(self._key(f"run:{each.run}") for each in payer.around))
+        script = replace(self._reserve, numkeys=b"%d" % (1 + len(sums)))
         place, used = await self._link.insist(
-            self._reserve, self._hold(id), *self._sums(payer), nanos(amount),
-            *("" if cap is None else int(cap * NANO) for cap in caps), KEPT_MS,
+            script, self._hold(id), *sums, nanos(amount), KEPT_MS,
+            *("" if cap is None else int(cap * NANO) for cap in caps),
         )  # fmt: skip
         if place:
             cap = caps[place - 1]
             assert cap is not None
-            raise _refusal(SCOPES[place - 1], payer, cap, Decimal(int(used)) / NANO, amount)
+            scope, whose = (SCOPES[place - 1], payer) if place <= len(SCOPES) else ("run", payer.around[place - 5])
+            raise _refusal(scope, whose, cap, Decimal(int(used)) / NANO, amount)
 
     async def settle(self, id: str, cost: Decimal) -> bool:  # noqa: A002  the hold's
         """Count what a call cost instead of what was set aside; whether this was the first to do so.

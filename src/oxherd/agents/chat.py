@@ -141,19 +141,25 @@ class Reply:
 
     def dump(self) -> dict[str, Any]:
         """As JSON-able data, for the journal."""
-        usage = self.usage
-        counted = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "cost_usd": usage.cost_usd}
         kept = {key: getattr(self, key) for key in ("message", "finish_reason", "model", "id", "provider")}
-        return {**kept, "usage": counted}
+        return {**kept, "usage": dump_usage(self.usage)}
 
     @classmethod
     def load(cls, kept: Mapping[str, Any]) -> Reply:
         """From the journal."""
-        usage = kept["usage"]
-        cost = None if usage["cost_usd"] is None else Decimal(usage["cost_usd"])
-        spent = Usage(1, usage["input_tokens"], usage["output_tokens"], cost)
         rest = {key: kept[key] for key in ("message", "finish_reason", "model", "id", "provider")}
-        return cls(**rest, usage=spent)
+        return cls(**rest, usage=load_usage(kept["usage"]))
+
+
+def dump_usage(usage: Usage) -> dict[str, Any]:
+    """Tokens and money as JSON-able data, for the journal."""
+    return {key: getattr(usage, key) for key in ("calls", "input_tokens", "output_tokens", "cost_usd")}
+
+
+def load_usage(kept: Mapping[str, Any]) -> Usage:
+    """Tokens and money from the journal."""
+    cost = None if kept["cost_usd"] is None else Decimal(kept["cost_usd"])
+    return Usage(kept["calls"], kept["input_tokens"], kept["output_tokens"], cost)
 
 
 class Malformed(Exception):

@@ -19,6 +19,7 @@ from typing import Any
 from oxherd.agents.budget import Payer, Purse
 from oxherd.agents.chat import Request
 from oxherd.agents.llm import LLM, Try
+from oxherd.agents.nesting import Tally
 from oxherd.agents.prices import Prices
 from oxherd.agents.ratelimit import Limiter, Pass
 from oxherd.clock import wall_ms
@@ -84,17 +85,14 @@ class Ledger:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
-    def books(self, ctx: Context, agent: str, cap: Decimal | None, scope: str) -> Books:
-        """The bookkeeping of one run of an agent.
-
-        Parameters:
-            ctx: the job's.
-            agent: the agent's name.
-            cap: what the run may spend, in US dollars, or None.
-            scope: the prefix of the run's steps.
-        """
+    def books(self, ctx: Context, tally: Tally) -> Books:
+        """The bookkeeping of one run of an agent."""
         run_id = f"{self.queue}/{ctx.job.id}@{ctx.job.timestamp}"
-        return Books(self, run_id, ctx.job.fence, Payer(f"{run_id}/{scope}", agent, ctx.tenant, cap))
+        payer, *outer = (
+            Payer(f"{run_id}/{each.path}", agent.name, ctx.tenant, agent.budget.cap) for each, agent in tally.runs()
+        )
+        around = tuple(each for each in outer if each.cap is not None)
+        return Books(self, run_id, ctx.job.fence, replace(payer, around=around))
 
     async def write(self, row: SpendRow) -> None:
         """Write a row. Durable when it returns; rows of all running calls go out together."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from oxherd.agents.agent import Agent
-from oxherd.agents.chat import Message, Reply, Request, ToolCall, words_of
+from oxherd.agents.chat import Message, Reply, Request, ToolCall, dump_usage, load_usage, words_of
 from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
 from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM, Try
+from oxherd.agents.nesting import Tally, begin, inside
+from oxherd.agents.repeats import Repeats
 from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Usage
-from oxherd.errors import AgentError, BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater
+from oxherd.errors import BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater, ToolsFailed
 from oxherd.telemetry.events import (
     AgentEnded,
     AgentStarted,
@@ -31,8 +34,9 @@ from oxherd.telemetry.events import (
 )
 
 REPAIRS = 2  # how often a wrong answer is sent back
-TOOL_FAULTS = 5  # tool calls that may fail one after the other
+TOOL_FAULTS = 5  # turns in a row whose tool calls may all fail
 MAX_FAULT_TEXT = 500  # characters of an error that the model is told
+MAX_NAME = 100  # characters of a tool's name that errors repeat
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -45,8 +49,8 @@ class Run:
         agent: its name.
         model: who answered last, which a fallback may change.
         messages: the whole conversation.
-        usage: tokens and money, replayed calls included.
-        steps: how often the model was called.
+        usage: tokens and money, replayed calls and those of agents inside its tools included.
+        steps: how often the agent itself has called the model.
         finish_reason: of the last call; `length` says that the text was cut at `max_output_tokens`.
     """
 
@@ -99,7 +103,8 @@ async def run_agent(
         PayloadInvalid: the input is neither.
         BudgetExceeded: a cap was reached before there was an answer; its `partial` is the run so far.
         OutputInvalid: the answer did not take the agent's form.
-        AgentError: tools kept failing.
+        ToolsFailed, LoopDetected: calls of tools kept failing, or kept repeating.
+        AgentError: the agent is inside itself, or too deep inside others.
         ModelRefused, OutOfCredit: see `LLM.chat`.
         RetryLater, ModelUnreachable: the same, longer each time the job comes back; past a bound it costs an attempt.
     """
@@ -128,15 +133,17 @@ class _Loop:
         self._ctx = ctx
         self._agent = agent
         self._llm = llm
-        self._run = Run(agent=agent.name, messages=messages)
+        self._tally = begin(agent, ctx.key_of(scope))
+        self._run = Run(agent=agent.name, messages=messages, usage=self._tally.usage)
         self._scope = scope
-        self._books = None if ledger is None else ledger.books(ctx, agent.name, agent.budget.cap, scope)
+        self._books = None if ledger is None else ledger.books(ctx, self._tally)
         self._session = ctx.idempotency_key("session")  # one provider for all calls, so that its cache is hit
         # How much of the conversation is in earlier steps: each compares and holds what is new alone, so the journal
         # grows with the conversation, not with its square. Instructions are no part of it: they may be edited.
         self._kept = 1 if agent.instructions else 0
         self._tool_calls = 0
         self._faults = 0
+        self._repeats = Repeats(agent.loop_limit)
         self._repairs = 0
 
     async def run(self) -> Run:
@@ -162,42 +169,32 @@ class _Loop:
 
     async def _take_turns(self) -> Run:
         while True:
-            self._check_budget()
+            self._tally.check()
             reply = await self._ask()
             if reply.tool_calls:
                 await self._use_tools(reply.tool_calls)
             elif self._is_answered(reply):
                 return self._run
 
-    def _check_budget(self) -> None:
-        budget, run = self._agent.budget, self._run
-        if run.steps >= budget.steps:
-            raise BudgetExceeded(
-                f"agent {run.agent!r} had no answer after {run.steps} calls of the model", hint="raise budget.steps"
-            )
-        cost = run.usage.cost_usd
-        if budget.cap is not None and cost is not None and cost >= budget.cap:
-            raise BudgetExceeded(
-                f"agent {run.agent!r} has spent ${cost} of ${budget.cap} without an answer", hint="raise budget.usd"
-            )
-
     async def _ask(self) -> Reply:
         run = self._run
         run.steps += 1
+        self._tally.call()
         usage = Usage()
 
         async def call(_: list[Message]) -> Any:
             try:
-                reply = await self._chat(key, self._request())
+                reply = await self._chat(f"{self._tally.path}/{name}", self._request())
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
             return reply.dump()
 
-        key = f"{self._scope}/model-{run.steps}"
-        kept = await self._ctx.step(key, call, run.messages[self._kept :], kind="model", usage=usage)
+        name = f"model-{run.steps}"
+        new = run.messages[self._kept :]
+        kept = await self._ctx.step(f"{self._scope}/{name}", call, new, kind="model", usage=usage)
         reply = Reply.load(kept)
-        run.usage.add(reply.usage)
+        self._tally.add(reply.usage)
         run.messages.append(reply.echo())
         self._kept = len(run.messages)
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
@@ -245,37 +242,47 @@ class _Loop:
         )
 
     async def _use_tools(self, calls: list[ToolCall]) -> None:
+        refused = self._repeats.refusals(self._run.agent, calls)
         # All are waited for, also when one fails for good: what the others did is kept, not done again.
-        results = await asyncio.gather(*(self._use(call) for call in calls), return_exceptions=True)
-        for call, result in zip(calls, results, strict=True):
+        ended = await asyncio.gather(*map(self._use, calls, refused), return_exceptions=True)
+        results: list[Mapping[str, Any]] = []
+        for call, result in zip(calls, ended, strict=True):
             if isinstance(result, BaseException):
                 raise result
+            results.append(result)
             self._run.messages.append({"role": "tool", "tool_call_id": call.id, "content": result["content"]})
-            self._count(call, result)
+        self._count_faults(calls[-1], results)
 
-    async def _use(self, call: ToolCall) -> Mapping[str, Any]:
+    async def _use(self, call: ToolCall, refused: str) -> Mapping[str, Any]:
         self._tool_calls += 1
+        if refused:
+            return _fault(refused)
         if call.name not in self._agent.toolbox:
             known = ", ".join(self._agent.toolbox) or "none"
-            return _fault(f"there is no tool {call.name!r}; the tools are: {known}")
-        key = f"{self._scope}/tool-{self._tool_calls}-{call.name}"
-
-        async def run(name: str, arguments: str) -> Any:
-            result: Mapping[str, Any] = {}
-            ids = (self._ctx.job.id, self._agent.name, name, call.id)
-
-            def ending(how: Ending) -> ToolCalled:
-                outcome = "told" if result and not result["ok"] else how.outcome
-                return ToolCalled(*ids, outcome, how.seconds, how.error, result=result.get("content", ""))
-
-            with spanning(ToolAsked(*ids, arguments=arguments), ending):
-                result = await self._call_tool(name, arguments)
-            return result
-
-        kept: Mapping[str, Any] = await self._ctx.step(key, run, call.name, call.arguments, kind="tool")
+            return _fault(f"there is no tool {call.name[:MAX_NAME]!r}; the tools are: {known}")
+        name = f"{self._scope}/tool-{self._tool_calls}-{call.name}"
+        inner = Tally(self._tally)
+        ran = partial(self._call_tool, inner, call.id)
+        kept: Mapping[str, Any] = await self._ctx.step(name, ran, call.name, call.arguments, kind="tool")
+        if "usage" in kept and not inner.calls:  # replayed: what ran inside it has not counted itself
+            usage = load_usage(kept["usage"])
+            inner.call(usage.calls)
+            inner.add(usage)
         return kept
 
-    async def _call_tool(self, name: str, arguments: str) -> Message:
+    async def _call_tool(self, inner: Tally, call_id: str, name: str, arguments: str) -> Any:
+        result: Mapping[str, Any] = {}
+        ids = (self._ctx.job.id, self._agent.name, name, call_id)
+
+        def ending(how: Ending) -> ToolCalled:
+            outcome = "told" if result and not result["ok"] else how.outcome
+            return ToolCalled(*ids, outcome, how.seconds, how.error, result=result.get("content", ""))
+
+        with inside(inner), spanning(ToolAsked(*ids, arguments=arguments), ending):
+            result = await self._result_of(name, arguments)
+        return {**result, "usage": dump_usage(inner.usage)} if inner.calls else result
+
+    async def _result_of(self, name: str, arguments: str) -> Message:
         try:
             return {"ok": True, "content": await self._agent.toolbox[name].run(self._ctx, arguments)}
         except ArgumentsInvalid as error:
@@ -287,12 +294,13 @@ class _Loop:
         except Exception as error:  # noqa: BLE001  whatever else a tool raises, the model is told
             return _fault(self._ctx.hide(f"{type(error).__name__}: {error}"))  # it is journaled and sent to the model
 
-    def _count(self, call: ToolCall, result: Mapping[str, Any]) -> None:
-        self._faults = 0 if result["ok"] else self._faults + 1
+    def _count_faults(self, last: ToolCall, results: list[Mapping[str, Any]]) -> None:
+        """Count turns, not calls: what was wrong with calls that a model makes at once, it learns at once."""
+        self._faults = 0 if any(result["ok"] for result in results) else self._faults + 1
         if self._faults >= TOOL_FAULTS:
-            raise AgentError(
-                f"agent {self._run.agent!r}: {self._faults} tool calls failed in a row, the last of {call.name!r}: "
-                f"{result['content']}"
+            raise ToolsFailed(
+                f"agent {self._run.agent!r}: every tool call failed in {self._faults} turns in a row, the last of "
+                f"{last.name[:MAX_NAME]!r}: {results[-1]['content']}"
             )
 
     def _is_answered(self, reply: Reply) -> bool:

@@ -151,9 +151,13 @@ class Agents:
         tools: dict[str, Tool] = {}
         clashing: set[str] = set()
         for each in (tool for agent in self._known.values() for tool in agent.toolbox.values()):
-            if tools.setdefault(each.name, each).function is not each.function:
+            if not _same(tools.setdefault(each.name, each), each):
                 clashing.add(each.name)
         return {name: each for name, each in tools.items() if name not in clashing}
+
+
+def _same(one: Tool, other: Tool) -> bool:
+    return one.function is other.function or (one.agent is not None and one.agent is other.agent)
 
 
 def _name_of(agent: Any) -> str:

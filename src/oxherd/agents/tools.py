@@ -53,6 +53,7 @@ class Tool:
         timeout: seconds that one try may take, or None.
         retries: how often it is called again after it has raised.
         approve: whether each call waits for a person to approve it.
+        agent: the agent that it asks, for a tool made by `Agent.as_tool`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Tool:
     timeout: float | None = None
     retries: int = 0
     approve: bool = False
+    agent: object = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, in tests for example."""

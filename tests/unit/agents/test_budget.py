@@ -187,3 +187,23 @@ async def spend_at_once(redis_url, calls, seed, caps):
     finally:
         for each in links:
             await each.stop()
+
+
+async def test_a_run_inside_others_stays_within_their_caps_too(link):
+    money = purse(link)
+    outer = Payer("1/lead", "lead", cap=usd("1"))
+    inner, twin = (Payer(f"1/lead/{number}/scout", "scout", cap=usd("0.7"), around=(outer,)) for number in "ab")
+    await money.reserve("a", inner, usd("0.6"))
+    with pytest.raises(BudgetExceeded, match=r"run of agent 'lead' is \$1: \$0\.6 is spent"):
+        await money.reserve("b", twin, usd("0.5"))
+    with pytest.raises(BudgetExceeded, match=r"run of agent 'scout' is \$0\.7: \$0\.6 is spent"):
+        await money.reserve("c", inner, usd("0.2"))
+    await money.settle("a", usd("0.1"))
+    assert (await money.used(inner))["run"] == (await money.used(outer))["run"] == usd("0.1")
+    await money.reserve("d", twin, usd("0.5"))
+    assert (await money.used(twin))["run"] == usd("0.5")
+
+
+def test_a_run_inside_a_capped_one_is_limited_although_it_has_no_cap_itself(link):
+    assert purse(link).limits(Payer("1/a", "scout", around=(Payer("1", "lead", cap=usd("1")),)))
+    assert not purse(link).limits(Payer("1/a", "scout"))

@@ -9,8 +9,9 @@ from decimal import Decimal
 
 import pytest
 
+from fakes.journal import attempt_of
 from fakes.openrouter import KEY, PRICE, Refuses, Streams, calls, chunk, says
-from oxherd.agents import LLM, Agent, Budget, tool
+from oxherd.agents import LLM, Agent, Agents, Budget, tool
 from oxherd.agents.budget import Caps, Payer, Purse
 from oxherd.agents.chat import Request
 from oxherd.agents.ledger import GIVE_UP_MS, OVERDUE_MS, Ledger
@@ -338,3 +339,22 @@ def a_row(name: str = "dead"):
 
 def ledger_request():
     return Request("m", [{"role": "user", "content": "hi"}], 100)
+
+
+async def test_what_an_agent_inside_a_tool_spends_is_set_aside_from_the_cap_around_it(
+    journal, fake, ledger, rows, purse
+):
+    agents = Agents(ledger.llm, known={})
+    agents.ledger = ledger
+    scout = Agent("scout", "m", max_output_tokens=100)
+    lead = Agent("lead", "m", tools=[scout], budget=Budget(usd="0.01"), max_output_tokens=100)
+    fake.script(MODELS, calls(("scout", {"input": "?"})), says("Here."), says("ok"))
+    await attempt_of(journal, agents.run).run(lead, "?")
+    assert (await purse.used(Payer("q/1@0/lead", "lead")))["run"] == 3 * PRICE
+    assert (await purse.used(Payer("q/1@0/lead/tool-1-scout/scout", "scout")))["run"] == PRICE
+    steps = {row.step: (row.agent, row.reserved_usd is not None) for row in rows.history}
+    assert steps["lead/tool-1-scout/scout/model-1"] == ("scout", True)
+    fake.script(calls(("scout", {"input": "?"})))
+    tight = replace(lead, name="tight", budget=Budget(usd="0.0019"), tools=[replace(scout, max_output_tokens=700)])
+    with pytest.raises(BudgetExceeded, match=r"run of agent 'tight' is \$0\.0019: \$0\.000[24] is spent"):
+        await attempt_of(journal, agents.run).run(tight, "?")

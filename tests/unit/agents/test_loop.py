@@ -10,7 +10,6 @@ from fakes.openrouter import DONE, PRICE, Refuses, Streams, answer, calls, chunk
 from oxherd.agents import Agent, Budget, loop, tool
 from oxherd.agents.loop import TOOL_FAULTS, run_agent
 from oxherd.errors import (
-    AgentError,
     BudgetExceeded,
     Fatal,
     JobCancelled,
@@ -18,6 +17,7 @@ from oxherd.errors import (
     OutputInvalid,
     PayloadInvalid,
     RetryLater,
+    ToolsFailed,
 )
 
 
@@ -255,10 +255,17 @@ async def test_errors_are_told_to_the_model_in_few_words(ctx, fake, llm):
 
 
 async def test_calls_that_keep_failing_end_the_run(ctx, fake, llm, tools):
-    fake.script(*[calls(("find_order", {}))] * TOOL_FAULTS)
-    with pytest.raises(AgentError, match="5 tool calls failed in a row, the last of 'find_order'"):
+    fake.script(*(calls(("find_order", {"mail": number})) for number in range(TOOL_FAULTS)))
+    with pytest.raises(ToolsFailed, match="every tool call failed in 5 turns in a row, the last of 'find_order'"):
         await run_agent(ctx, support(tools.find_order), "?", llm)
     assert tools.ran == []
+
+
+async def test_calls_that_fail_side_by_side_can_all_be_repaired(ctx, fake, llm, tools):
+    wrong = [("find_order", {"mail": number}) for number in range(TOOL_FAULTS + 1)]
+    fake.script(calls(*wrong), calls(*wrong[:2], ("find_order", {"email": "a"})), says("ok"))
+    assert (await run_agent(ctx, support(tools.find_order), "?", llm)).output == "ok"
+    assert tools.ran == ["find_order a"]
 
 
 @pytest.mark.parametrize("error", [Fatal("stop"), RetryLater(3), JobCancelled("no")])
@@ -402,7 +409,7 @@ async def test_a_reply_that_goes_on_for_long_is_a_sign_of_life(ctx, fake, llm, m
 
 
 async def test_the_journal_grows_with_the_conversation_and_not_with_its_square(ctx, fake, llm, tools, journal):
-    fake.script(*[calls(("find_order", {"email": "a"}))] * 20, says("ok"))
+    fake.script(*(calls(("find_order", {"email": str(number)})) for number in range(20)), says("ok"))
     await run_agent(ctx, support(tools.find_order, budget=Budget(steps=30)), "x" * 1000, llm)
     sizes = [len(step.output) for step in journal.steps.values() if step.kind == "model"]
     assert max(sizes) < 400

@@ -10,8 +10,8 @@ if not amount then
   return 0
 end
 local change = string.format('%.0f', tonumber(ARGV[1]) - tonumber(amount))
-for _, scope in ipairs(redis.call('HMGET', KEYS[1], 'run', 'tenant', 'agent', 'all')) do
-  if redis.call('EXISTS', scope) == 1 then
+for _, scope in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if scope ~= 'amount' and redis.call('EXISTS', scope) == 1 then
     redis.call('INCRBY', scope, change)
   end
 end
