@@ -24,7 +24,7 @@ LUA = Path(__file__).parent / "lua"
 AT_ONCE = 16  # requests to a model that nothing is known of; doubles with each round of answers until one is refused
 MOST_AT_ONCE = 10_000
 HALVING_MS = 1000  # requests sent together are refused together: one halving for all of them
-HOLD_MS = 660_000  # longer than any try may take
+HOLD_MS = 30_000  # after which a worker that died gives its places back; those of the living are renewed
 REMEMBERED_MS = 6 * 3_600_000
 SLACK_MS = 10  # by which two answers about one window may differ
 LONGEST_BLOCK_MS = 60_000  # a refusal that asks for more may mean this one request
@@ -66,6 +66,9 @@ class Limiter:
         self._at_once = at_once
         self._acquire = read_script(LUA / "acquireCall-3.lua")
         self._learn = read_script(LUA / "learnLimits-3.lua")
+        self._hold = read_script(LUA / "holdCalls-2.lua")
+        self._held: dict[str, Pass] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     async def acquire(self, model: str, tokens: int) -> Pass:
         """Wait until a request may be sent.
@@ -78,6 +81,8 @@ class Limiter:
             RetryLater: that would take longer than a slot should be held for.
         """
         taken = Pass(self, self._keys(model), uuid.uuid4().hex, tokens)
+        self._held[taken.id] = taken
+        self._renew_later()
         try:
             await self._wait(taken, model)
         except BaseException:
@@ -103,6 +108,7 @@ class Limiter:
 
         One that was answered counts as unanswered until `learn` knows what it left.
         """
+        self._held.pop(taken.id, None)
         self._link.post(b"ZREM", taken.keys[1], taken.id)
         if not answered:
             self._link.post(b"ZREM", taken.keys[2], f"{taken.id}:{taken.tokens}")
@@ -120,6 +126,19 @@ class Limiter:
             waited, tries = waited + pause, tries + 1
         if waited:
             emit(LimiterWaited(model, waited, passed=True))
+
+    def _renew_later(self) -> None:
+        if self._timer is None and self._held:
+            self._timer = asyncio.get_running_loop().call_later(HOLD_MS / 3000, self._renew)
+
+    def _renew(self) -> None:
+        self._timer = None
+        by_model: dict[tuple[bytes, bytes], list[str | int]] = {}
+        for taken in self._held.values():
+            by_model.setdefault(taken.keys[1:], []).extend((taken.id, taken.tokens))
+        for keys, ids in by_model.items():
+            self._link.post(b"EVAL", self._hold.body, self._hold.numkeys, *keys, HOLD_MS, *ids)
+        self._renew_later()
 
     def _keys(self, model: str) -> tuple[bytes, bytes, bytes]:
         base = self._base + model.encode("utf-8", "surrogateescape")

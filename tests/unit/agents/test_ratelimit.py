@@ -179,12 +179,23 @@ async def test_a_request_larger_than_the_whole_limit_is_sent_alone(limiters):
     assert await through(one, tokens=5000) is None
 
 
-async def test_a_worker_that_dies_gives_its_places_back(limiters, monkeypatch):
-    monkeypatch.setattr(ratelimit, "HOLD_MS", 100)
-    for _ in range(4):
-        await through(limiters[0])
-    async with asyncio.timeout(2):
-        assert await limiters[1].acquire("m", 10)
+async def test_a_worker_that_dies_gives_its_places_back_soon_and_one_that_lives_keeps_them(
+    redis_url, limiters, links, monkeypatch
+):
+    monkeypatch.setattr(ratelimit, "HOLD_MS", 300)
+    one, two = limiters
+    kept = [await through(one) for _ in range(2)]
+    for _ in range(2):
+        await through(two)
+    assert await through(one) is None
+    await links[1].stop()  # which renews nothing any more
+    async with asyncio.timeout(5):
+        taken = [await one.acquire("m", 10) for _ in range(2)]
+    assert await through(one) is None, "the four of the living one"
+    assert await links[0].call(b"ZCARD", kept[0].keys[1]) == await links[0].call(b"ZCARD", kept[0].keys[2]) == 4
+    for each in (*kept, *taken):
+        one.release(each, answered=False)
+    assert await links[0].call(b"ZCARD", kept[0].keys[1]) == 0
 
 
 async def test_who_would_wait_too_long_gives_the_slot_back(limiters):
