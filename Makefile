@@ -73,3 +73,7 @@ bench: setup ## Measure against other workers (25 minutes; bench/README.md)
 .PHONY: soak
 soak: setup ## Ten minutes of jobs under random faults, then an exact ledger
 	$(BIN)/python -m bench.soak.run --minutes 10 $(ARGS)
+
+.PHONY: kills
+kills: setup ## Kill workers 200 times amid agents' calls, then compare the ledger with the bill
+	$(BIN)/python -m bench.kills.run $(ARGS)

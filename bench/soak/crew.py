@@ -23,10 +23,13 @@ class Hand:
         name: what its log is called.
         environment: its variables.
         folder: where its log is written.
+        app: the folder with its `herd.py`.
     """
 
-    def __init__(self, name: str, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, name: str, environment: dict[str, str], folder: Path, app: Path = HERE) -> None:
         self._environment = environment
+        self._app = app
+        self._logged = 0  # bytes, by the processes before this one
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._doomed = False
@@ -36,15 +39,23 @@ class Hand:
         if self.alive:
             return
         self._doomed = False
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "oxherd", "worker", "--app", "herd:herd"],
-                cwd=HERE, env=self._environment, stdout=log, stderr=log,
+                cwd=self._app, env=self._environment, stdout=log, stderr=log,
             )  # fmt: skip
 
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it runs and takes jobs."""
+        with self.log.open("rb") as log:
+            log.seek(self._logged)
+            return self.alive and b'"worker.started"' in log.read()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -84,9 +95,11 @@ def _parsed(line: str) -> dict[str, Any]:
 class Crew:
     """All of them."""
 
-    def __init__(self, size: int, variables: dict[str, str], urls: list[str], folder: Path) -> None:
+    def __init__(self, size: int, variables: dict[str, str], urls: list[str], folder: Path, app: Path = HERE) -> None:
         common = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
-        self.hands = [Hand(f"worker-{n}", {**common, "REDIS_URL": urls[n % len(urls)]}, folder) for n in range(size)]
+        self.hands = [
+            Hand(f"worker-{n}", {**common, "REDIS_URL": urls[n % len(urls)]}, folder, app) for n in range(size)
+        ]
 
     def start(self) -> None:
         """Start whoever does not run."""

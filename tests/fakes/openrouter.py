@@ -97,7 +97,15 @@ class Streams:
         self.named = named
 
 
-Answer = Body | Refuses | Drops | Streams | bytes | Callable[[Body], Any]
+class Cuts:
+    """Streams an answer up to a part of its bytes, be it amid a character; then the connection breaks."""
+
+    def __init__(self, reply: Body, part: float) -> None:
+        self.reply = reply
+        self.part = part
+
+
+Answer = Body | Refuses | Drops | Streams | Cuts | bytes | Callable[[Body], Any]
 
 
 def event(data: Body | str) -> bytes:
@@ -146,18 +154,30 @@ def _deltas(message: Body) -> Iterator[Body]:
 class FakeOpenRouter:
     """Serves `/api/v1` on loopback, as an async context manager.
 
+    Parameters:
+        answers: what to answer once the script has nothing more; without it, a further request is a fault.
+        models: what to answer whoever asks for the list of models and the script has nothing more.
+        pace: seconds between the events of an answer that is streamed.
+
     Attributes:
         requests: the bodies it was sent.
         bill: what it charged, in US dollars.
         bills: the same by generation, also of those whose stream broke.
         faults: what was wrong with requests; leaving the context raises when there is any.
+        sent: the generations whose answer was sent to its end.
         hung_up: set when a client leaves before the end.
         late: how many look-ups of a generation find nothing before the first finds its record.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, answers: Callable[[Body], Answer] | None = None, *, models: Body | None = None, pace: float = 0.0
+    ) -> None:
+        self._answers = answers
+        self._models = models
+        self._pace = pace
         self.requests: list[Body] = []
         self.bills: dict[str, Decimal] = {}
+        self.sent: set[str] = set()
         self.faults: list[str] = []
         self.hung_up = asyncio.Event()
         self.late = 0
@@ -199,13 +219,13 @@ class FakeOpenRouter:
         body = json.loads(await request.read())
         faults = [*self._faults_of_call(request), *self._faults_of(body)]
         self.requests.append(body)
-        if not self._script:
+        if not self._script and self._answers is None:
             faults.append("a request more than the script has answers")
         if faults:
             self.faults += faults
             return web.json_response({"error": {"code": 400, "message": "; ".join(faults)}}, status=400)
         try:
-            return await self._send(request, self._script.pop(0), body)
+            return await self._send(request, self._script.pop(0) if self._script else self._answers, body)
         except (asyncio.CancelledError, ConnectionResetError):
             self.hung_up.set()
             raise
@@ -220,8 +240,8 @@ class FakeOpenRouter:
                 return web.Response()
             case bytes():
                 return web.Response(body=reply, content_type="application/json")
-            case Streams():
-                return await self._stream(request, reply)
+            case Streams() | Cuts():
+                return await self._stream(request, self._charged(reply, body))
             case dict():
                 return await self._answer(request, self._billed(reply, body), stream=bool(body.get("stream")))
             case _:
@@ -229,12 +249,19 @@ class FakeOpenRouter:
 
     async def _answer(self, request: web.Request, reply: Body, *, stream: bool) -> web.StreamResponse:
         if stream:
-            return await self._stream(request, Streams(streamed(reply)))
+            return await self._stream(request, self._paced(streamed(reply)))
         return web.json_response(reply, headers={"X-Generation-Id": self._id()})
 
+    def _charged(self, reply: Streams | Cuts, body: Body) -> Streams:
+        if isinstance(reply, Streams):
+            self.bills[self._id()] = PRICE  # from the first token on, whoever leaves
+            return reply
+        whole = streamed(self._billed(reply.reply, body))
+        return self._paced(whole[: int(len(whole) * reply.part)], cut=True)
+
     async def _stream(self, request: web.Request, reply: Streams) -> web.StreamResponse:
-        self.bills[self._id()] = PRICE  # from the first token on, whoever leaves
-        named = {"X-Generation-Id": self._id()} if reply.named else {}
+        generation = self._id()
+        named = {"X-Generation-Id": generation} if reply.named else {}
         response = web.StreamResponse(headers={**named, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         for piece in reply.pieces:
@@ -248,7 +275,16 @@ class FakeOpenRouter:
         if reply.cut:
             assert request.transport is not None
             request.transport.close()
+        else:
+            self.sent.add(generation)
         return response
+
+    def _paced(self, sent: bytes, *, cut: bool = False) -> Streams:
+        if not self._pace:
+            return Streams(sent, cut=cut)
+        parts = sent.split(b"\n\n")
+        whole = [part + b"\n\n" for part in parts[:-1]] + parts[-1:]
+        return Streams(*(piece for part in whole for piece in (part, self._pace)), cut=cut)
 
     async def _look_up(self, request: web.Request) -> web.StreamResponse:
         self.faults += self._faults_of_call(request)
@@ -262,7 +298,7 @@ class FakeOpenRouter:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self.faults += self._faults_of_call(request)
-        reply = self._script.pop(0)
+        reply = self._script.pop(0) if self._script else self._models
         assert isinstance(reply, dict | Refuses)
         return await self._send(request, reply, {}) if isinstance(reply, Refuses) else web.json_response(reply)
 
@@ -274,12 +310,14 @@ class FakeOpenRouter:
         return await self._list(request)
 
     def _billed(self, reply: Body, body: Body) -> Body:
-        self.bills[self._id()] = PRICE
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": float(PRICE)}
+        reply = {"id": self._id(), "model": body["model"], "usage": usage, **reply}
+        told = (reply["usage"] or {}).get("cost", PRICE)  # what it does not tell, it charges all the same
+        self.bills[self._id()] = Decimal(str(told))
         for choice in reply.get("choices", ()):
             for call in choice["message"].get("tool_calls", ()):
                 self._signed[call["id"]] = choice["message"].get("reasoning_details")
-        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": float(PRICE)}
-        return {"id": self._id(), "model": body["model"], "usage": usage, **reply}
+        return reply
 
     def _id(self) -> str:
         return f"gen-{len(self.requests)}"
