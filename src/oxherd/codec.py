@@ -51,3 +51,17 @@ def _plain(value: Any) -> Any:
 def decode(raw: bytes | str) -> Any:
     """Read JSON. Raises ValueError where it is none."""
     return orjson.loads(raw)
+
+
+def tenant_of(raw: bytes) -> str | None:
+    """The `tenant` in a payload that nobody has validated yet."""
+    try:
+        return tenant_in(decode(raw))
+    except ValueError:
+        return None
+
+
+def tenant_in(data: Any) -> str | None:
+    """The `tenant` in a payload, where it is text."""
+    tenant = data.get("tenant") if isinstance(data, dict) else None
+    return tenant if isinstance(tenant, str) else None

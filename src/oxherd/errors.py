@@ -10,8 +10,11 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   └── ModelUnreachable        the model service stayed away or overloaded for hours
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
-├── JobNotFound                 no job with that id on the queue                                  1
+├── NotFound                    nothing has that id or name                                       1
+│   ├── JobNotFound             no job with that id on the queue                                  1
+│   └── ScheduleNotFound        no job scheduler with that id on the queue                        1
 ├── JobStateError               the job is not in the state the action needs                      1
+├── KeyReused                   an idempotency key came with another request before               1
 └── JobError                    how a job can end other than by returning                         1
     ├── Fatal                   fail now, whatever attempts are left (UnrecoverableError)
     │   ├── PayloadInvalid      the job's data does not fit the handler's type
@@ -127,12 +130,24 @@ class EmbeddedUnavailable(OxherdError):
     exit_code = 3
 
 
-class JobNotFound(OxherdError):
+class NotFound(OxherdError):
+    """Nothing has that id or name."""
+
+
+class JobNotFound(NotFound):
     """No job with that id on the queue."""
+
+
+class ScheduleNotFound(NotFound):
+    """No job scheduler with that id on the queue."""
 
 
 class JobStateError(OxherdError):
     """The job is not in the state that the action needs."""
+
+
+class KeyReused(OxherdError):
+    """An idempotency key came with another request before."""
 
 
 class JobError(OxherdError):

@@ -282,7 +282,7 @@ async def test_we_see_what_node_pauses_and_parks(queue: Queue) -> None:
     job_id = await queue.add("work")
     assert (await queue.admin.counts())["wait"] == 1
     assert await queue.admin.state(job_id) == "wait"
-    assert [job["id"] for job in await queue.admin.list("wait")] == [job_id]
+    assert [job["id"] for job in (await queue.admin.pages.page(["wait"])).jobs] == [job_id]
     assert await queue.admin.cancel(job_id) == "removed"
 
 

@@ -55,7 +55,7 @@ async def test_sigterm_with_twenty_long_jobs_finishes_what_fits_and_hands_back_t
     async with Stage(stage.url, stage.keys.queue) as watch:
         heir = await start(JOB_CONCURRENCY="5", SHUTDOWN_GRACE="0")
         await running(heir, 5)
-        active = {one["id"] for one in await watch.admin.list("active")}
+        active = {one["id"] for one in (await watch.admin.pages.page(["active"])).jobs}
     assert active == set(jobs[5:10])
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import asyncio
-import re
+import dataclasses
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +13,12 @@ from oxherd.job import State
 
 if TYPE_CHECKING:
     from oxherd.queue.admin import Admin
+    from oxherd.queue.dead import Bulk
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs, follow them, and act on them.")
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
 Limit = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")]
-# What runs and what will run comes first.
-ORDER = (
-    State.ACTIVE, State.PRIORITIZED, State.WAIT, State.DELAYED, State.WAITING_CHILDREN, State.FAILED, State.COMPLETED,
-)  # fmt: skip
 
 
 @app.command(
@@ -38,9 +34,11 @@ def list_jobs(
     What runs comes first, then what is next, then the newest that ended.
     """
     from oxherd.cli.asking import ask_queue
+    from oxherd.queue.pages import ORDER
 
     async def ask(_: object, admin: Admin) -> tuple[dict[str, int], list[dict[str, Any]]]:
-        return await admin.counts(), await _jobs(admin, [state] if state else ORDER, limit)
+        listed = await admin.pages.page([state] if state else ORDER, limit=limit)
+        return await admin.counts(), listed.jobs
 
     counts, jobs = ask_queue(ask)
     if as_json:
@@ -48,14 +46,6 @@ def list_jobs(
         return
     print_table(("id", "name", "state", "attempts", "added", "took", "reason"), [_row(job) for job in jobs])
     note(" · ".join(f"{count} {name}" for name, count in counts.items() if count) or "no jobs")
-
-
-async def _jobs(admin: Admin, states: Sequence[str], limit: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for state in states:
-        if len(found) < limit:
-            found += await admin.list(state, limit=limit - len(found))
-    return found
 
 
 def _row(job: dict[str, Any]) -> tuple[object, ...]:
@@ -250,8 +240,9 @@ def dead(limit: Limit = 1000, as_json: Json = False) -> None:
     Those with the same name and the same reason are shown together.
     """
     from oxherd.cli.asking import ask_queue
+    from oxherd.queue.dead import DeadLetters
 
-    groups = grouped(ask_queue(lambda _, admin: admin.list("failed", limit=limit)))
+    groups = ask_queue(lambda _, admin: DeadLetters(admin).groups(limit=limit))
     if as_json:
         print_json(groups)
         return
@@ -261,21 +252,6 @@ def dead(limit: Limit = 1000, as_json: Json = False) -> None:
     ]
     print_table(("count", "name", "newest", "reason", "ids"), rows)
     note("oxherd jobs replay puts them back" if groups else "no dead letters")
-
-
-def grouped(jobs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failed jobs with the same name and the same reason, numbers in it aside; the largest group first."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for job in jobs:
-        reason = (job["failed_reason"] or "").strip()
-        shape = re.sub(r"\d+", "0", reason.partition("\n")[0])
-        group = groups.setdefault(
-            (job["name"], shape), {"name": job["name"], "reason": reason, "count": 0, "newest": 0, "ids": []}
-        )
-        group["count"] += 1
-        group["newest"] = max(group["newest"], job["finished_on"] or 0)
-        group["ids"].append(job["id"])
-    return sorted(groups.values(), key=lambda group: -group["count"])
 
 
 def _some(ids: Sequence[str]) -> str:
@@ -299,48 +275,46 @@ def replay(
     """
     if sum((bool(ids), all_jobs, name is not None)) != 1:
         raise UsageError("say which dead letters: ids, --name NAME or --all")
-    chosen = _chosen(ids or [], name)
-    if chosen and not yes:
-        _confirm(len(chosen))
-    replayed, gone = _replay(chosen)
+    if not yes:
+        _confirm(_how_many(ids, name))
+    done = _replay(list(dict.fromkeys(ids)) if ids else None, name)
+    replayed = [job_id for bulk in done for job_id in bulk.done]
+    gone = [job_id for bulk in done for job_id in bulk.gone]
     if as_json:
         print_json({"replayed": replayed, "gone": gone})
         return
-    print(f"{len(replayed)} put back" + (f", {len(gone)} had left the dead letters meanwhile" if gone else ""))
+    print(f"{len(replayed)} put back" + (f", {len(gone)} were no dead letters" if gone else ""))
 
 
-def _chosen(ids: Sequence[str], name: str | None) -> list[str]:
+def _how_many(ids: Sequence[str] | None, name: str | None) -> str:
     from oxherd.cli.asking import ask_queue
 
-    failed = ask_queue(lambda _, admin: admin.list("failed", limit=0))  # 0: all there are
     if ids:
-        missing = [job_id for job_id in ids if job_id not in {job["id"] for job in failed}]
-        if missing:
-            raise JobStateError(f"not among the dead letters: {', '.join(missing)}", hint="oxherd jobs dead")
-        return list(dict.fromkeys(ids))
-    # The oldest first, as they came.
-    return [job["id"] for job in reversed(failed) if name is None or job["name"] == name]
+        return f"{len(ids)} {'job' if len(ids) == 1 else 'jobs'}"
+    if name is not None:
+        return f"every dead letter of {name}"
+    return f"{ask_queue(lambda _, admin: admin.counts())['failed']} dead letters"
 
 
-def _confirm(count: int) -> None:
+def _confirm(what: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError(f"{count} jobs would be put back; nobody is here to confirm it", hint="add --yes")
-    typer.confirm(f"Put {count} {'job' if count == 1 else 'jobs'} back on the queue?", abort=True, err=True)
+        raise UsageError(f"{what} would be put back; nobody is here to confirm it", hint="add --yes")
+    typer.confirm(f"Put {what} back on the queue?", abort=True, err=True)
 
 
-def _replay(ids: Sequence[str]) -> tuple[list[str], list[str]]:
+def _replay(ids: Sequence[str] | None, name: str | None) -> list[Bulk]:
     from oxherd.cli.asking import ask_queue
+    from oxherd.clock import wall_ms
+    from oxherd.queue.dead import DeadLetters, Pick
 
-    async def ask(_: object, admin: Admin) -> list[BaseException | None]:
-        results: list[BaseException | None] = []
-        for start in range(0, len(ids), 500):
-            batch = (admin.retry(job_id) for job_id in ids[start : start + 500])
-            results += await asyncio.gather(*batch, return_exceptions=True)
-        return results
+    async def ask(_: object, admin: Admin) -> list[Bulk]:
+        letters, pick, done = DeadLetters(admin), Pick(ids, name, until=wall_ms()), []
+        if ids and (absent := await letters.absent(ids)):
+            raise JobStateError(f"not among the dead letters: {', '.join(absent)}", hint="oxherd jobs dead")
+        while True:
+            done.append(await letters.replay(pick))
+            if (place := done[-1].next) is None:
+                return done
+            pick = dataclasses.replace(pick, after=place)
 
-    results = ask_queue(ask)
-    for result in results:
-        if result is not None and not (isinstance(result, OxherdError) and result.exit_code == 1):
-            raise result
-    replayed = [job_id for job_id, result in zip(ids, results, strict=True) if result is None]
-    return replayed, [job_id for job_id, result in zip(ids, results, strict=True) if result is not None]
+    return ask_queue(ask)

@@ -1,4 +1,4 @@
-"""Looking at the queue and acting on it from outside: counts, lists, retry, cancel, remove, the intake gate."""
+"""Looking at the queue and acting on it from outside: counts, jobs, retry, cancel, remove, drain, the intake gate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from oxherd.clock import wall_ms
 from oxherd.errors import JobNotFound, JobStateError
 from oxherd.job import Job, State
 from oxherd.queue.connection import Link
-from oxherd.queue.consumer import parse, text_of
+from oxherd.queue.consumer import parse
 from oxherd.queue.keys import Keys
+from oxherd.queue.pages import Pages, summary
 from oxherd.queue.scripts import script
 
 STATES = tuple(State)
+REMOVED_AT_ONCE = 500
 CANCEL_KEPT_MS = 3_600_000  # a cancel request outlives its message, for workers that reconnect
 
 
@@ -26,6 +28,7 @@ class Admin:
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
+        self.pages = Pages(link, keys)
 
     async def counts(self) -> dict[str, int]:
         """How many jobs are in each state; `wait` includes those a BullMQ v5 pause parked in `paused`."""
@@ -44,7 +47,7 @@ class Admin:
         )
         if not fields:
             raise JobNotFound(f"no job {job_id} on queue {self._keys.queue}", hint="oxherd jobs list")
-        return {**_view(job_id, fields), "state": state, "logs": [line.decode("utf-8", "replace") for line in logs]}
+        return {**_view(job_id, state, fields), "logs": [line.decode("utf-8", "replace") for line in logs]}
 
     async def state(self, job_id: str) -> str:
         """BullMQ's word for where the job is (`wait` for waiting), or `unknown`."""
@@ -55,16 +58,6 @@ class Admin:
         )  # fmt: skip
         state = found.decode()
         return "wait" if state == "waiting" else state
-
-    async def list(self, state: str, *, limit: int = 50) -> list[dict[str, Any]]:
-        """Jobs of one state, the next to run or the newest finished first; `limit` 0 is all there are."""
-        ascending = state in (State.WAIT, State.PRIORITIZED, State.DELAYED)
-        places = ("wait", "paused") if state == State.WAIT else (state,)  # a BullMQ v5 pause parks them in `paused`
-        reply = await self._link.run(
-            script("getJobs"), self._keys.base, 0, limit - 1, b"1" if ascending else b"0", 5, *places
-        )
-        found = [entry for group in reply for entry in group][: limit or None]
-        return [{**_view(text_of(job_id), fields), "state": state} for job_id, fields in found]
 
     async def retry(self, job_id: str) -> None:
         """Put a failed or completed job back to be run again; a failed one with its attempts counted anew.
@@ -123,6 +116,28 @@ class Admin:
             raise JobStateError(f"job {job_id} belongs to a job scheduler; remove the scheduler instead")
         return code == 1
 
+    async def drain(self, *, limit: int, delayed: bool = False) -> tuple[int, int]:
+        """Remove jobs that wait, with all the queue knows of them. Next runs of job schedulers stay.
+
+        BullMQ's own script removes all in one call, which holds up everybody else on a long queue; this does not.
+
+        Parameters:
+            limit: how many at most.
+            delayed: those that wait for their time, too.
+
+        Returns:
+            How many were removed, and how many wait still.
+        """
+        states = [State.PRIORITIZED, State.WAIT, *([State.DELAYED] if delayed else [])]
+        page = await self.pages.page(states, limit=limit)
+        ids = [job["id"] for job in page.jobs if job["scheduler"] is None]
+        removed = 0
+        for start in range(0, len(ids), REMOVED_AT_ONCE):
+            batch = (self.remove(job_id) for job_id in ids[start : start + REMOVED_AT_ONCE])
+            removed += sum(await asyncio.gather(*batch))
+        counts = await self.counts()
+        return removed, sum(counts[state] for state in states)
+
     async def promote(self, job_id: str) -> None:
         """Run a delayed job now. Raises JobStateError where it is not delayed."""
         k = self._keys
@@ -176,29 +191,17 @@ class Admin:
                 yield position, dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _view(job_id: str, fields: list[bytes]) -> dict[str, Any]:
+def _view(job_id: str, state: str, fields: list[bytes]) -> dict[str, Any]:
     raw = dict(zip(fields[::2], fields[1::2], strict=True))
     job: Job = parse(job_id, fields, "")
     return {
-        "id": job_id,
-        "name": job.name,
+        **summary(job_id, state, fields),
         "data": _json(job.raw),
         "opts": job.opts,
-        "attempts_made": job.attempts_made,
-        "attempts": job.attempts,
         "attempts_started": int(raw.get(b"ats") or 0),
-        "stalled": job.stalled,
-        "priority": job.priority,
-        "delay": job.delay,
         "progress": _json(raw.get(b"progress")),
         "returnvalue": _json(raw.get(b"returnvalue")),
-        "failed_reason": (raw.get(b"failedReason") or b"").decode("utf-8", "replace") or None,
         "stacktrace": job.stacktrace,
-        "timestamp": job.timestamp,
-        "processed_on": job.processed_on or None,
-        "finished_on": int(raw.get(b"finishedOn") or 0) or None,
-        "parent": job.parent_key,
-        "scheduler": job.scheduler,
     }
 
 

@@ -37,6 +37,9 @@ class Keys:
         self.gate = self._ours + b"gate"
         self.watch = self._ours + b"watch"
         self.sweep = self._ours + b"sweep"
+        self.workers = self._ours + b"workers"
+        self.workers_seen = self._ours + b"workers-seen"
+        self.paused_schedules = self._ours + b"paused-schedules"
 
     wait: bytes
     active: bytes
@@ -63,6 +66,10 @@ class Keys:
     def job(self, job_id: str) -> bytes:
         """The job's hash."""
         return self.base + job_id.encode("utf-8", "surrogateescape")
+
+    def idempotency(self, key: str) -> bytes:
+        """What a request that carried this idempotency key brought about."""
+        return self._ours + b"idempotency:" + key.encode()
 
     def lock(self, job_id: str) -> bytes:
         """The job's lease."""

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from oxherd.clock import mono, wall_ms
-from oxherd.codec import encode
+from oxherd.codec import encode, tenant_of
 from oxherd.context import AgentRunner, Context, Hidden, Step, Wire
 from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, Quarantined
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
@@ -26,7 +26,7 @@ from oxherd.store import RunRecord, Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import Event, emit
 from oxherd.vault.vault import NO_VAULT, Vault
-from oxherd.worker.handlers import Handler, find_handler, read_payload, tenant_of
+from oxherd.worker.handlers import Handler, find_handler, read_payload
 from oxherd.worker.retry import outcome_of
 
 THREADS = "oxherd-handler"  # how the names of plain handlers' threads begin

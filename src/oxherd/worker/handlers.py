@@ -10,7 +10,7 @@ from typing import Any, get_type_hints, is_typeddict
 import typing_extensions
 from pydantic import TypeAdapter, ValidationError
 
-from oxherd.codec import decode, encode
+from oxherd.codec import decode, encode, tenant_in
 from oxherd.errors import PayloadInvalid, UnknownJob, UsageError
 from oxherd.vault.payload import RAW_MARK
 from oxherd.vault.vault import NO_VAULT
@@ -127,7 +127,7 @@ def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -
         raise PayloadInvalid(f"the payload is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise PayloadInvalid(f"the payload must be a JSON object, it is {_json_type(data)}")
-    tenant = _tenant_in(data)
+    tenant = tenant_in(data)
     if RAW_MARK in raw:
         unseal(data, handler.name, tenant)
         raw = encode(data)
@@ -137,19 +137,6 @@ def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -
         return handler.payload.validate_json(raw), tenant
     except ValidationError as error:
         raise PayloadInvalid(_explain(error)) from None
-
-
-def tenant_of(raw: bytes) -> str | None:
-    """The `tenant` in a payload that nobody has validated yet."""
-    try:
-        return _tenant_in(decode(raw))
-    except ValueError:
-        return None
-
-
-def _tenant_in(data: Any) -> str | None:
-    tenant = data.get("tenant") if isinstance(data, dict) else None
-    return tenant if isinstance(tenant, str) else None
 
 
 def _json_type(data: Any) -> str:

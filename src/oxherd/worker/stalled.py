@@ -15,6 +15,7 @@ from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.connection import Link
 from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
+from oxherd.queue.registry import KEPT_MS
 from oxherd.queue.scripts import script
 from oxherd.telemetry.events import InternalFault, JobStalled, emit
 
@@ -28,10 +29,10 @@ class Stalled:
     Parameters:
         link: the worker's connection.
         keys: the queue's keys.
-        worker: this worker's id.
         interval: seconds between looks while nothing is about to run out.
         crash_limit: how many times a job may lose its worker before it is quarantined.
         lock_ms: how long a lease lasts without renewal.
+        sign: this worker's id, and what it says of itself as JSON, for the registry of workers.
         on_work: called where work waits: the worker fetches, whatever it is waiting for.
     """
 
@@ -40,18 +41,18 @@ class Stalled:
         link: Link,
         keys: Keys,
         *,
-        worker: str,
         interval: float,
         crash_limit: int,
         lock_ms: int,
+        sign: Callable[[], tuple[str, bytes]],
         on_work: Callable[[], None],
     ) -> None:
         self._link = link
         self._keys = keys
-        self._worker = worker
         self._interval = interval
         self._crash_limit = crash_limit
         self._lock_ms = lock_ms
+        self._sign = sign
         self._on_work = on_work
         self._reconnects = 0
         self._wary_until = 0.0
@@ -83,11 +84,12 @@ class Stalled:
         """One look; returns seconds until the next one is worth it."""
         k = self._keys
         hold_ms = int((self._interval + 2) * 1000)
+        worker, said = self._sign()
         watching: int
         seen: list[int]
         watching, *seen = await self._link.run(
-            script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker, k.base,
-            self._worker, hold_ms, wall_ms(),
+            script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker,
+            k.workers, k.workers_seen, k.base, worker, hold_ms, wall_ms(), said, KEPT_MS,
         )  # fmt: skip
         if not watching:
             return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from oxherd import __version__
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
 from oxherd.context import AgentRunner
@@ -20,6 +22,7 @@ from oxherd.queue.connection import insist_on
 from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
+from oxherd.queue.registry import Registry
 from oxherd.queue.schedule import make_next
 from oxherd.queue.scripts import script
 from oxherd.settings import RedisTarget
@@ -121,8 +124,10 @@ class Worker:
         self.finished = 0
         self.handed_back = 0
         self.gate: str | None = None
+        self.commit = ""
         self.stopping = False
         self.fetched_at = mono()
+        self._started_ms = wall_ms()
         self._slots = 0
         self._take_fails = False
         self._early_cancels: dict[str, int] = {}
@@ -139,8 +144,8 @@ class Worker:
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
         self.stalled = Stalled(
-            self.consumer.link, keys, worker=self.id, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
-            lock_ms=limits.lock_ms, on_work=self._stop_waiting,
+            self.consumer.link, keys, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
+            sign=self._sign_of_life, lock_ms=limits.lock_ms, on_work=self._stop_waiting,
         )  # fmt: skip
         self.executor = Executor(
             handlers, store=store, wire=self, runner=runner, vault=vault, worker=self.id, queue=keys.queue,
@@ -227,6 +232,7 @@ class Worker:
 
     async def _close(self) -> None:
         await self.stalled.stop()
+        await self._leave()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -234,6 +240,32 @@ class Worker:
         await self.leases.stop()
         await self.consumer.stop()
         self.executor.close()
+
+    async def _leave(self) -> None:
+        if not self.consumer.link.is_up:
+            return
+        with contextlib.suppress(TimeoutError, RedisUnreachable, RedisRefused):
+            async with asyncio.timeout(LAST_WORD):
+                await Registry(self.consumer.link, self.keys).leave(self.id)
+
+    def sign_of_life(self) -> dict[str, Any]:
+        """What the registry of workers has of this one."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "commit": self.commit,
+            "started": self._started_ms,
+            "concurrency": self.limits.concurrency,
+            "in_flight": len(self.running),
+            "finished": self.finished,
+            "loop_lag": round(self.leases.loop_lag, 3),
+            "gate": self.gate,
+            "draining": self.stopping,
+        }
+
+    def _sign_of_life(self) -> tuple[str, bytes]:
+        return self.id, encode(self.sign_of_life())
 
     # -- taking jobs
 

@@ -6,7 +6,8 @@ from oxherd.errors import JobNotFound, JobStateError
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
-from oxherd.queue.producer import Producer
+from oxherd.queue.producer import NewJob, Producer
+from oxherd.queue.schedule import Repeat
 from oxherd.settings import parse_redis_url
 
 
@@ -76,3 +77,17 @@ async def test_events_are_read_from_a_position_on(queue):
             break
     assert seen == ["added", "waiting"]
     await other.stop()
+
+
+async def test_a_drain_removes_what_waits_in_pieces_and_leaves_the_rest(queue):
+    producer, admin, _ = queue
+    await producer.add("urgent", priority=1)
+    for _ in range(4):
+        await producer.add("a")
+    later = await producer.add("later", delay=60_000)
+    await producer.schedule("often", Repeat(every=3_600_000), NewJob("tick"))
+    assert await admin.drain(limit=3) == (3, 3)
+    assert (await admin.drain(limit=10))[0] == 2
+    assert await admin.state(later) == "delayed"
+    await admin.drain(limit=10, delayed=True)
+    assert await admin.state(later) == "unknown"

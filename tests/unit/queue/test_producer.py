@@ -44,9 +44,9 @@ async def test_deduplication_answers_with_the_first_jobs_id(queue):
 async def test_bulk_keeps_the_order(queue):
     producer, admin = queue
     ids = await producer.add_bulk([NewJob("a", {"n": n}) for n in range(20)])
-    listed = await admin.list("wait", limit=20)
-    assert [job["id"] for job in listed] == ids
-    assert [job["data"]["n"] for job in listed] == list(range(20))
+    listed = await admin.pages.page(["wait"], limit=20)
+    assert [job["id"] for job in listed.jobs] == ids
+    assert [(await admin.job(job_id))["data"]["n"] for job_id in ids] == list(range(20))
 
 
 @pytest.mark.parametrize(

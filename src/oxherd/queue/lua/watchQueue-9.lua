@@ -1,13 +1,26 @@
 --[[
   Look at all running jobs' leases and at the work that waits, one watcher per queue.
   Guarantees: while the watcher is alive no other worker does this work; when it dies its place is free after ARGV[3] ms.
+  Every worker leaves its sign of life, whoever holds the watch; those that have been silent for long are forgotten.
   A marker is gone for good when the worker that took it died before it fetched: where work waits it is put back.
     KEYS[1] active   KEYS[2] watch (ours)   KEYS[3] wait   KEYS[4] prioritized   KEYS[5] delayed   KEYS[6] meta
-    KEYS[7] marker
+    KEYS[7] marker   KEYS[8] workers (ours)   KEYS[9] when each was seen (ours)
     ARGV[1] key prefix   ARGV[2] this worker   ARGV[3] ms to hold the watch   ARGV[4] wall ms
+    ARGV[5] this worker's sign of life   ARGV[6] ms after which a silent worker is forgotten
   Returns {1, ms until the next lease runs out or -1, number without a lease, 1 where work waits}, or
   {0, ms until the watch is free}.
 ]]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, silent in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], '-inf', now - ARGV[6])) do
+  redis.call('HDEL', KEYS[8], silent)
+  redis.call('ZREM', KEYS[9], silent)
+end
+redis.call('HSET', KEYS[8], ARGV[2], ARGV[5])
+redis.call('ZADD', KEYS[9], now, ARGV[2])
+redis.call('PEXPIRE', KEYS[8], ARGV[6])
+redis.call('PEXPIRE', KEYS[9], ARGV[6])
+
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[2] then
   return {0, redis.call('PTTL', KEYS[2])}
