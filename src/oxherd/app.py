@@ -151,6 +151,7 @@ class Service:
             limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
+        self.worker.version, self.worker.commit = facts.version, facts.commit
         self.health = Health(self.worker, store, facts)
         self._money = Link(settings.redis_url, "money", patience=MONEY_PATIENCE)  # outlives the worker's: late bills
         self._agents.ledger = self._ledger()

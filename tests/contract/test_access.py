@@ -29,6 +29,8 @@ insert into oxherd.steps (run_id, key, kind, inputs, output, fence, started_at, 
 insert into oxherd.agents (name, definition) values ('support', '{}');
 insert into oxherd.spend (id, run_id, step, fence, agent, model, state, at)
     values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'reserved', now());
+insert into oxherd.audit_log (actor, source, action, target, detail, outcome)
+    values ('token', '127.0.0.1', 'cancelJob', '1', '{}', 200);
 insert into oxherd.credentials (tenant, name, envelope) values ('acme', 'stripe', 'oxherd1.0a1b2c3d.33.x');
 """
 

@@ -397,24 +397,6 @@ async def test_a_writer_that_was_cancelled_does_not_disturb_the_others(store: St
     assert [answer is True for answer in done] == [number != 4 for number in range(10)]
 
 
-async def test_the_newest_runs_come_first_and_without_long_texts(store: Store):
-    for number in range(5):
-        assert await store.record(a_run(number, started_at=NOON + number))
-    assert await store.record(a_run(9, queue="other"))
-    rows = await store.recent(queue="agent-jobs", limit=3)
-    assert [row["job_id"] for row in rows] == ["4", "3", "2"]
-    assert not {"input", "output", "stack"} & rows[0].keys()
-    assert rows[0]["started_at"] == NOON + 4
-
-
-@pytest.mark.parametrize("status", ["completed", "failed", "running"])
-async def test_recent_runs_can_be_had_by_status(store: Store, status: str):
-    for number, each in enumerate(["completed", "failed", "running", "completed"]):
-        assert await store.record(a_run(number, status=each))
-    rows = await store.recent(queue="agent-jobs", status=status)
-    assert {row["status"] for row in rows} == {status}
-
-
 async def test_agents_that_the_app_keeps_are_found_by_name(store: Store, url: str):
     definition = '{"model": "openai/gpt-5-mini", "tools": [], "limits": {"usd": 0.05}}'
     await sql(url, "insert into oxherd.agents (name, definition) values ($1, $2::jsonb)", "Süpport & co", definition)
@@ -691,7 +673,7 @@ async def test_a_login_with_the_grants_of_the_docs_is_enough(own_url: str):
             assert await store.save_step(a_run().id, 1, a_step())
             assert (await store.begin(running(fence=2))).steps
             assert await store.record(a_run(fence=2))
-            assert await store.recent(queue="agent-jobs")
+            assert (await store.runs(queue="agent-jobs")).runs
             assert await store.agent("nobody") is None
     finally:
         await sql_script(own_url, "drop owned by oxherd_worker; drop role oxherd_worker")

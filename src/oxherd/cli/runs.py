@@ -34,7 +34,10 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the newest runs with what they used."""
-    runs = _ask(lambda settings, store: store.recent(queue=settings.job_queue_name, limit=limit, status=status))
+    from oxherd.store import RunFilter
+
+    wanted = RunFilter(status=status)
+    runs = _ask(lambda settings, store: store.runs(queue=settings.job_queue_name, limit=limit, wanted=wanted)).runs
     if as_json:
         print_json(runs)
         return

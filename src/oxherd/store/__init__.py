@@ -154,6 +154,62 @@ class SpendRow:
     cost_usd: Decimal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list; None for any.
+
+    Attributes:
+        status, name, tenant, job_id, worker: exactly this one.
+        since, until: started from `since` on and before `until`, wall ms.
+    """
+
+    status: str | None = None
+    name: str | None = None
+    tenant: str | None = None
+    job_id: str | None = None
+    worker: str | None = None
+    since: int | None = None
+    until: int | None = None
+
+
+ANY_RUN = RunFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """A part of the list of runs.
+
+    Attributes:
+        runs: as rows, for people, without `input`, `output` and `stack`.
+        next: where the page after this one begins; None at the end. A page may be empty and have one: only so many
+            runs are looked at.
+    """
+
+    runs: list[dict[str, object]]
+    next: tuple[int, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """Who did what, and what came of it.
+
+    Attributes:
+        actor: how they were known: `token`, `session`, `loopback`.
+        source: from where: an address.
+        action: its name, such as `cancelJob`.
+        target: what it was done to.
+        detail: what was asked for, without payloads and secrets.
+        outcome: the HTTP status that was answered.
+    """
+
+    actor: str
+    source: str
+    action: str
+    target: str
+    detail: Mapping[str, Any]
+    outcome: int
+
+
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -264,8 +320,36 @@ class Store(Protocol):
         Names are those of RunRecord: times in wall ms, `output` decoded, `cost_usd` a Decimal.
         """
 
-    async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
-        """The newest runs as rows, for people, without `input`, `output` and `stack`. Raises StoreUnreachable."""
+    async def runs(
+        self, *, queue: str, limit: int = 50, wanted: RunFilter = ANY_RUN, after: tuple[int, str] | None = None
+    ) -> RunPage:
+        """A page of a queue's runs, the newest first. Raises StoreUnreachable, as do all that follow.
+
+        Parameters:
+            queue: its name.
+            limit: how many at most.
+            wanted: which.
+            after: the `next` of the page before.
+        """
+
+    async def write_audit(self, line: AuditLine) -> None:
+        """Keep who did what. Raises StoreRefused."""
+
+    async def audit(self, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """A page of who did what, the newest first: fields of AuditLine, `id` and `at` (wall ms).
+
+        Parameters:
+            limit: how many.
+            before: the id of the last line on the page before.
+        """
+
+    async def agents(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:
+        """A page of the agents that the product's app keeps: `name`, `version`, `definition`, `updated_at` (wall ms).
+
+        Parameters:
+            limit: how many.
+            after: the name of the last one on the page before.
+        """
 
     async def find_run(self, queue: str, job_id: str) -> str | None:
         """The id of a job id's newest run, or None. Raises StoreUnreachable, as do the next two."""

@@ -15,6 +15,7 @@ from oxherd.store import KeptAgent
 from oxherd.store.address import CONNECT_SECONDS, FAULTS, parse
 from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore
+from oxherd.store.listing import Listing
 from oxherd.store.migrate import require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
@@ -33,7 +34,7 @@ MOST_CONNECTIONS = 4  # one writes batches, the others claim runs and read
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class PostgresStore(JournalStore, Credentials, Spending, Timeline):
+class PostgresStore(JournalStore, Credentials, Spending, Timeline, Listing):
     """Runs and steps in Postgres, by asyncpg.
 
     Parameters:
@@ -106,15 +107,14 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline):
         """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
         return cast(str, await self._value(function, request.decode()))
 
+    async def ask_listing(self, function: str, request: bytes) -> str:
+        """Call one of the functions for lists. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people, or None. Raises StoreUnreachable."""
         rows = await self._rows("run", run_id)
         return shown(dict(rows[0])) if rows else None
-
-    async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
-        """The newest runs as rows, for people. Raises StoreUnreachable."""
-        name = "recent" if status in {None, "completed"} else "recent_uncompleted"
-        return [shown(dict(row)) for row in await self._rows(name, queue, limit, status)]
 
     async def _schema_version(self) -> int:
         try:

@@ -17,6 +17,7 @@ from oxherd.store import KeptAgent
 from oxherd.store.address import is_row_fault
 from oxherd.store.credentials import Credentials
 from oxherd.store.journal import JournalStore
+from oxherd.store.listing import Listing
 from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
@@ -29,11 +30,10 @@ CONNECT_SECONDS = 10.0
 REQUEST_SECONDS = 15.0  # above the 8 s after which the server itself gives a statement up
 SCHEMA = "oxherd"
 
-BRIEF = (
+WHOLE = (
     "id,queue,job_id,name,tenant,status,fence,attempt,attempts,worker,error,kind,enqueued_at,started_at,finished_at,"
-    "model_calls,input_tokens,output_tokens,cost_usd::text"
+    "model_calls,input_tokens,output_tokens,cost_usd::text,input,output::text,stack"
 )
-WHOLE = f"{BRIEF},input,output::text,stack"
 
 KEY = "check SUPABASE_SERVICE_ROLE_KEY: it must be this project's service_role or secret key"
 
@@ -55,7 +55,7 @@ class _NotSetUp(StoreUnreachable):
     """It answers, but the schema or the grants are missing. A running worker waits for them as in any outage."""
 
 
-class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
+class SupabaseStore(JournalStore, Credentials, Spending, Timeline, Listing):
     """Runs and steps in Supabase, by HTTP.
 
     Parameters:
@@ -124,19 +124,14 @@ class SupabaseStore(JournalStore, Credentials, Spending, Timeline):
         """Call one of the functions for timelines. Raises StoreRefused or StoreUnreachable."""
         return await self._call(function, b'{"request":%b}' % request)
 
+    async def ask_listing(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for lists. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people, or None. Raises StoreUnreachable."""
         rows = await self._select("runs", ("select", WHOLE), ("id", f"eq.{run_id}"))
         return shown(rows[0]) if rows else None
-
-    async def recent(self, *, queue: str, limit: int = 50, status: str | None = None) -> list[dict[str, object]]:
-        """The newest runs as rows, for people. Raises StoreUnreachable."""
-        statuses = [("status", f"eq.{status}")] if status is not None else []
-        if status not in {None, "completed"}:
-            statuses.append(("status", "neq.completed"))  # lets Postgres use the small index
-        page = [("order", "started_at.desc"), ("limit", str(limit))]
-        rows = await self._select("runs", ("select", BRIEF), ("queue", f"eq.{queue}"), *statuses, *page)
-        return [shown(row) for row in rows]
 
     async def _schema_version(self) -> int:
         rows = await self._select("migrations", ("select", "number"), ("order", "number.desc"), ("limit", "1"))

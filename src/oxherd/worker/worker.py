@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from oxherd import __version__
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
 from oxherd.context import AgentRunner
@@ -124,7 +123,7 @@ class Worker:
         self.finished = 0
         self.handed_back = 0
         self.gate: str | None = None
-        self.commit = ""
+        self.version = self.commit = ""  # of the program, for the registry; the app knows them
         self.stopping = False
         self.fetched_at = mono()
         self._started_ms = wall_ms()
@@ -253,7 +252,7 @@ class Worker:
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "version": __version__,
+            "version": self.version,
             "commit": self.commit,
             "started": self._started_ms,
             "concurrency": self.limits.concurrency,
