@@ -13,7 +13,7 @@ from typing import Any, cast
 from oxherd.agents import LLM, Agents
 from oxherd.app import built_in_handlers
 from oxherd.clock import wall_ms
-from oxherd.codec import decode, encode
+from oxherd.codec import decode, encode, tenant_of
 from oxherd.context import Step, Usage
 from oxherd.errors import UsageError
 from oxherd.herd import Herd
@@ -25,7 +25,6 @@ from oxherd.testing.model import ScriptedModel
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.vault import NO_VAULT, Vault
 from oxherd.worker.executor import Executor, Running
-from oxherd.worker.handlers import tenant_of
 
 QUEUE = "test"
 MISSING = object()
