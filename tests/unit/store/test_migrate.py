@@ -35,8 +35,9 @@ def release(monkeypatch, migration: Migration) -> None:
     monkeypatch.setattr(module, "migrations", lambda: (*migrations(), migration))
 
 
-def test_files_are_numbered_without_a_gap():
-    assert [migration.number for migration in migrations()] == list(range(1, len(ALL) + 1))
+def test_no_two_files_have_one_number():
+    numbers = [migration.number for migration in migrations()]
+    assert numbers == sorted(set(numbers))
 
 
 async def test_an_empty_database_gets_everything_once(database_url: str):
@@ -132,7 +133,7 @@ async def test_a_database_that_is_not_there_is_named():
 
 
 def test_a_database_behind_the_release_is_told_the_command():
-    newest = len(ALL)
+    newest = migrations()[-1].number
     require_version(newest)
     require_version(newest + 1)
     for version in (0, newest - 1):
