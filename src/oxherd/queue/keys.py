@@ -40,6 +40,7 @@ class Keys:
         self.workers = self._ours + b"workers"
         self.workers_seen = self._ours + b"workers-seen"
         self.paused_schedules = self._ours + b"paused-schedules"
+        self.indicators = self._ours + b"sli:"
 
     wait: bytes
     active: bytes
