@@ -18,19 +18,23 @@ from oxherd import __version__
 from oxherd.clock import mono
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
-from oxherd.queue.admin import Admin
+from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.settings import Settings
 from oxherd.store import Store
 from oxherd.telemetry import logs
+from oxherd.telemetry.channels import channels_of
 from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
+from oxherd.telemetry.slo import load_promises
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.vault import Vault
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
+from oxherd.worker.indicators import Indicators
+from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_probe, store_probe
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -98,6 +102,17 @@ async def queue_client(settings: Settings) -> AsyncIterator[tuple[Producer, Admi
         await link.stop()
 
 
+@contextlib.asynccontextmanager
+async def watch_client(settings: Settings) -> AsyncIterator[tuple[AlertBook, Indicators]]:
+    """Alerts and indicators of the configured queue, for commands. Raises RedisUnreachable, RedisRefused."""
+    link, keys = Link(settings.redis_url, "cli"), keys_of(settings)
+    await link.start()
+    try:
+        yield AlertBook(link, keys), Indicators(link, keys)
+    finally:
+        await link.stop()
+
+
 def build_store(settings: Settings) -> Store | None:
     """The configured store, Postgres preferred, not started; None where none is configured."""
     if settings.database_url is not None:
@@ -155,6 +170,8 @@ class Service:
         self.health = Health(self.worker, store, facts)
         self._money = Link(settings.redis_url, "money", patience=MONEY_PATIENCE)  # outlives the worker's: late bills
         self._agents.ledger = self._ledger()
+        self.indicators = Indicators(self._money, self.worker.keys)
+        self.watchdogs = self._watchdogs()
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 
@@ -171,6 +188,18 @@ class Service:
         limiter = Limiter(self._money, keys.calls, account)
         return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
 
+    def _watchdogs(self) -> Watchdogs:
+        stalled, store = self.worker.stalled, self._store
+        return Watchdogs(
+            self._money, self.worker.keys, indicators=self.indicators,
+            promises=load_promises(Path(self._settings.oxherd_config)), channels=channels_of(self._settings),
+            runbooks=self._settings.runbooks_url, watching=lambda: stalled.watching, busy_at=lambda: stalled.busy_at,
+            probes=[
+                expiry_probe({"SUPABASE_SERVICE_ROLE_KEY": self._settings.supabase_service_role_key}),
+                *([] if store is None else [store_probe(store), spend_probe(store)]),
+            ],
+        )  # fmt: skip
+
     def _gated(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """`run`, but when the money is gone, jobs wait in the queue instead of failing in turn."""
 
@@ -179,10 +208,10 @@ class Service:
             try:
                 return await run(*args)
             except OutOfCredit as error:
-                await self._close_gate(f"no credit for model calls: {error}; then: oxherd gate open")
+                await self._close_gate(f"no credit for model calls: {error}; {REOPEN}")
                 raise
             except DailyCapReached as error:
-                await self._close_gate(f"{error}; {error.hint}, then: oxherd gate open")
+                await self._close_gate(f"{error}; {error.hint}, {REOPEN}")
                 raise
 
         return gated
@@ -215,6 +244,9 @@ class Service:
         self._stops += [self._money.stop, self._agents.close]
         await self.worker.start()
         await self._agents.start()
+        await self.indicators.start(self.worker.executor.handlers, lambda: self.health.report()[0])
+        await self.watchdogs.start()
+        self._stops += [self.indicators.stop, self.watchdogs.stop]
         version = await self._look_around(self.worker.consumer.link)
         server = Server(self._settings.host, self._settings.port, self.health.report, self._metrics_page)
         await server.start()

@@ -214,6 +214,33 @@ def _http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _hidden_url(text: str) -> Secret:
+    return Secret(_http_url(text))
+
+
+def _smtp_url(text: str) -> Secret:
+    parts = _split(text)
+    if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+        raise ValueError("must be an smtp:// or smtps:// address with a host")
+    return Secret(text)
+
+
+def _webhook_secret(text: str) -> Secret:
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("must be base64 after whsec_") from None
+    return Secret(text)
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    found = tuple(part for each in text.split(",") if (part := each.strip()))
+    if any(not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", each) for each in found):
+        raise ValueError("must be addresses such as ops@example.com, separated by commas")
+    return found
+
+
 def _count(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or not low <= int(text) <= high:
@@ -375,6 +402,43 @@ TABLE: tuple[Variable, ...] = (
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
     ),
     Variable(
+        "OXHERD_CONFIG", "path", str, "oxherd.toml", False, "nobody",
+        "The file with objectives and what alerts wait for; without the file, the defaults hold.",
+    ),
+    Variable(
+        "ALERT_WEBHOOK_URL", "URL (http, https)", _hidden_url, None, True, "nobody",
+        "Alerts are POSTed there as JSON.", "https://example.com/hooks/oxherd",
+    ),
+    Variable(
+        "ALERT_WEBHOOK_SECRET", "text, or whsec_ and base64", _webhook_secret, None, True, "nobody",
+        "Signs what is POSTed there, as Standard Webhooks has it.",
+    ),
+    Variable(
+        "ALERT_SLACK_URL", "URL (https)", _hidden_url, None, True, "nobody",
+        "A Slack incoming webhook for alerts.", "https://hooks.slack.com/services/your/webhook",
+    ),
+    Variable(
+        "ALERT_TELEGRAM_TOKEN", "text", _secret, None, True, "nobody", "The Telegram bot that tells of alerts.",
+    ),
+    Variable(
+        "ALERT_TELEGRAM_CHAT", "text", str, "", False, "ALERT_TELEGRAM_TOKEN",
+        "The chat it tells them in: a number, or @channel.",
+    ),
+    Variable(
+        "ALERT_SMTP_URL", "URL (smtp, smtps)", _smtp_url, None, True, "nobody",
+        "The mail server for alerts, with user and password.", "smtps://user:password@smtp.example.com:465",
+    ),
+    Variable(
+        "ALERT_EMAIL_TO", "addresses, comma-separated", _addresses, "", False, "ALERT_SMTP_URL", "Who gets mail.",
+    ),
+    Variable(
+        "ALERT_EMAIL_FROM", "address", str, "", False, "nobody", "Who it comes from; the first receiver when unset.",
+    ),
+    Variable(
+        "RUNBOOKS_URL", "text", str, "docs/runbooks", False, "nobody",
+        "Where your copy of the runbooks is read; alerts link there.",
+    ),
+    Variable(
         "RAILWAY_GIT_COMMIT_SHA", "text", str, "", False, "nobody",
         "Set by Railway; shown as the commit in /health and the start-up line.",
     ),
@@ -407,6 +471,16 @@ class Settings:
     host: str
     log_level: str
     log_format: str
+    oxherd_config: str
+    alert_webhook_url: Secret | None
+    alert_webhook_secret: Secret | None
+    alert_slack_url: Secret | None
+    alert_telegram_token: Secret | None
+    alert_telegram_chat: str
+    alert_smtp_url: Secret | None
+    alert_email_to: tuple[str, ...]
+    alert_email_from: str
+    runbooks_url: str
     railway_git_commit_sha: str
 
     @property
@@ -418,7 +492,11 @@ class Settings:
     def secrets(self) -> tuple[Secret, ...]:
         """Every secret value, and the passwords inside URLs, so that logs can hide them."""
         values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
-        values += [getattr(self.redis_url, "password", None), *_passwords(self.database_url)]
+        values += [
+            getattr(self.redis_url, "password", None),
+            *_passwords(self.database_url),
+            *_passwords(self.alert_smtp_url),
+        ]
         values += self.encryption_keys_previous
         return tuple(value for value in values if isinstance(value, Secret))
 
@@ -479,6 +557,9 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
         )
     if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
         missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")
+    for name, companion in (("alert_telegram_token", "alert_telegram_chat"), ("alert_smtp_url", "alert_email_to")):
+        if values.get(name) and not values.get(companion):
+            missing.append(f"{companion.upper()} is missing; {name.upper()} needs it")
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")

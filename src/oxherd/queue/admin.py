@@ -19,6 +19,7 @@ from oxherd.queue.scripts import script
 
 STATES = tuple(State)
 REMOVED_AT_ONCE = 500
+REOPEN = "then: oxherd gate open"  # how a reason ends where a worker closed the gate, not a person
 CANCEL_KEPT_MS = 3_600_000  # a cancel request outlives its message, for workers that reconnect
 
 

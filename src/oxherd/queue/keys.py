@@ -40,6 +40,9 @@ class Keys:
         self.workers = self._ours + b"workers"
         self.workers_seen = self._ours + b"workers-seen"
         self.paused_schedules = self._ours + b"paused-schedules"
+        self.alerts = self._ours + b"alerts"
+        self.past_alerts = self._ours + b"past-alerts"
+        self.silences = self._ours + b"silences"
         self.indicators = self._ours + b"sli:"
 
     wait: bytes

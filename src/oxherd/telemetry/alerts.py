@@ -38,17 +38,14 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         Kind("slo-burn-fast", "page", "The error budget of an objective burns so fast that it is gone within days."),
         Kind("slo-burn-slow", "ticket", "The error budget of an objective burns faster than it may."),
-        Kind("no-progress", "page", "Jobs wait, workers may take them, and none has finished for ten minutes."),
-        Kind("queue-age", "ticket", "The next job in line has been waiting for more than ten minutes."),
+        Kind("no-progress", "page", "Jobs wait, workers may take them, and none has ended for a long time."),
+        Kind("queue-age", "ticket", "The next job in line has been waiting for too long."),
         Kind("failure-spike", "page", "Far more jobs fail than usual."),
         Kind("quarantined", "ticket", "A job kept killing its workers and was taken out of circulation."),
         Kind("spend-spike", "page", "Model calls cost far more than usual."),
-        Kind("budget-reached", "page", "The day's cap on money is reached, and workers take no more jobs."),
-        Kind("gate-closed", "ticket", "The intake gate has been closed for half an hour.", lasting=30 * MINUTE),
-        Kind("silent-worker", "page", "A worker is there and takes no jobs."),
-        Kind("stuck-drain", "ticket", "A worker has been stopping for longer than its grace."),
+        Kind("intake-stopped", "page", "The money is gone, or the day's cap reached: workers take no more jobs."),
+        Kind("gate-closed", "ticket", "Somebody closed the intake gate half an hour ago.", lasting=30 * MINUTE),
         Kind("store-away", "page", "The database takes no writes, and finished jobs wait for it.", lasting=MINUTE),
-        Kind("backup-old", "page", "The last good backup is too old."),
         Kind("key-expiring", "ticket", "A key or a certificate is about to expire."),
     )
 }
@@ -138,6 +135,11 @@ class Silence:
         return now < self.until and any(fnmatch.fnmatchcase(name, self.pattern) for name in (alert.key, alert.kind))
 
 
+def covers_any(pattern: str) -> bool:
+    """Whether a silence's pattern can match any alert at all: one that can't is a slip of the pen."""
+    return any(fnmatch.fnmatchcase(name, pattern.partition("/")[0]) for name in KINDS)
+
+
 @dataclass(slots=True)
 class Looked:
     """What a look at the findings came to.
@@ -145,12 +147,14 @@ class Looked:
     Attributes:
         keep: the alerts to keep.
         forget: the keys of those that are over and that nobody was told of.
+        over: those that are over and that people were told the end of.
         notices: what to tell. Who was told is noted by `told` once somebody heard it, so that what nobody could be
             told is told at the next look.
     """
 
     keep: list[Alert] = field(default_factory=list)
     forget: list[str] = field(default_factory=list)
+    over: list[Alert] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
 
     def told(self, notice: Notice, now: float) -> None:
@@ -159,6 +163,7 @@ class Looked:
         if notice.what == "resolved":
             self.keep.remove(notice.alert)
             self.forget.append(notice.alert.key)
+            self.over.append(notice.alert)
 
 
 def look(kept: Iterable[Alert], findings: Iterable[Finding], silences: Iterable[Silence] = (), *, now: float) -> Looked:

@@ -581,6 +581,41 @@ class ScheduleFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AlertFired(Event):
+    """Something is wrong and people are told, for the first time or (`again`) because it goes on."""
+
+    name: ClassVar[str] = "alert.fired"
+    level: ClassVar[str] = "error"
+    alert: str
+    subject: str
+    severity: str
+    summary: str
+    runbook: str
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AlertResolved(Event):
+    """What an alert told of is over."""
+
+    name: ClassVar[str] = "alert.resolved"
+    alert: str
+    subject: str
+    severity: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AlertUndelivered(Event):
+    """A channel did not take a message of an alert; the others may have."""
+
+    name: ClassVar[str] = "alert.undelivered"
+    level: ClassVar[str] = "error"
+    channel: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class InternalFault(Event):
     """A fault in Oxherd itself: please report it. The job it hit goes to another worker when its lease ends."""
 

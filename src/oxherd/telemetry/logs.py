@@ -156,6 +156,10 @@ def _job_ended(event: events.JobEnded) -> str:
     return f"{text}: {event.reason}" if event.reason else text
 
 
+def _alert(event: events.AlertFired | events.AlertResolved) -> str:
+    return f"{event.alert} of {event.subject}" if event.subject else event.alert
+
+
 def _facts(event: events.WorkerStarted) -> str:
     commit = f" ({event.commit[:7]})" if event.commit else ""
     return (
@@ -234,6 +238,14 @@ LINES: dict[type[Event], _Line] = {
     events.ScheduleFailed: _Line(
         lambda e: f"No next job for scheduler {e.scheduler}: {e.error}", _told("scheduler", "error")
     ),
+    events.AlertFired: _Line(
+        lambda e: f"{_alert(e)} {'goes on' if e.again else 'fired'}: {e.summary} (see {e.runbook})",
+        _told("alert", "subject", "summary", "runbook", "again"),
+    ),
+    events.AlertResolved: _Line(
+        lambda e: f"{_alert(e)} is over after {_took(e.seconds * 1000)}", _told("alert", "subject", "seconds")
+    ),
+    events.AlertUndelivered: _Line(lambda e: f"Not told by {e.channel}: {e.error}", _told("channel", "error")),
     events.InternalFault: _Line(lambda e: f"Fault in {e.where}; please report it", _told("where")),
 }
 

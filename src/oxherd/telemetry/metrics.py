@@ -121,6 +121,9 @@ SERIES: tuple[Series, ...] = (
     _counter("store_failures", "Writes that the database did not take.", group="Journal"),
     _gauge("store_up", "Whether the database took the last write.", group="Journal"),
     _gauge("store_waiting", "Writes that wait for the database.", group="Journal", unit="rows"),
+    _counter("alerts_fired", "Alerts that people were told of, repeats included.", "alert", group="Alerts"),
+    _counter("alerts_resolved", "Alerts that people were told the end of.", "alert", group="Alerts"),
+    _counter("alerts_undelivered", "Messages of alerts that a channel did not take.", "channel", group="Alerts"),
     Series("build", "info", "What runs here.", group="Worker"),
     _gauge("concurrency", "How many jobs this worker runs at once.", group="Worker"),
     _gauge("draining", "Whether the worker takes no new jobs because it stops.", group="Worker"),
@@ -227,6 +230,9 @@ class Metrics:
             events.BudgetReached: lambda event: of["budget_refusals"].labels(event.scope).inc(),
             events.SpendUnknown: lambda event: of["spend_unknown"].labels(self._named("model", event.model)).inc(),
             events.ScheduleFailed: lambda _: of["schedule_failures"].inc(),
+            events.AlertFired: lambda event: of["alerts_fired"].labels(event.alert).inc(),
+            events.AlertResolved: lambda event: of["alerts_resolved"].labels(event.alert).inc(),
+            events.AlertUndelivered: lambda event: of["alerts_undelivered"].labels(event.channel).inc(),
             events.InternalFault: lambda _: of["faults"].inc(),
         }
 

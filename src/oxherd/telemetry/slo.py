@@ -7,9 +7,11 @@ rates over two windows each): https://sre.google/workbook/alerting-on-slos/.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from oxherd.errors import UsageError
@@ -53,7 +55,7 @@ class Objective:
         target: the share of good events that was promised, above 0 and below 1, such as 0.99.
         threshold: seconds, for the timed indicators; None for the others.
         window: seconds over which the promise holds, rolling.
-        job: only jobs of this name; None for all.
+        job: only jobs of this name (`first_token`: model calls of the agent of this name); None for all.
     """
 
     name: str
@@ -194,6 +196,52 @@ def burn_rate(objective: Objective, count: Count) -> float | None:
 def budget_left(objective: Objective, count: Count) -> float:
     """The share of the error budget that is left: 1 is all of it, 0 none, below 0 the promise is broken."""
     return 1 - count.bad / count.total / objective.budget if count.total else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What the file says.
+
+    Attributes:
+        objectives: what was promised.
+        no_progress: seconds that jobs may wait while none ends, before somebody is told.
+        queue_age: seconds that the next job in line may wait.
+    """
+
+    objectives: tuple[Objective, ...] = DEFAULTS
+    no_progress: float = 15 * 60.0
+    queue_age: float = 10 * 60.0
+
+
+def load_promises(path: Path) -> Promises:
+    """Read `oxherd.toml`: `[[slo]]` tables, and an `[alerts]` table with `no_progress` and `queue_age` as durations.
+
+    Parameters:
+        path: of the file; where there is none, the defaults hold.
+
+    Raises:
+        UsageError: naming the file and every field that is wrong, with the fix.
+    """
+    if not path.is_file():
+        return Promises()
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is no TOML: {error}") from None
+    faults = [f"{key}: is not known; known are alerts, slo" for key in tables if key not in {"slo", "alerts"}]
+    alerts = tables.get("alerts", {})
+    read = _Reader(alerts, "alerts", faults) if isinstance(alerts, dict) else None
+    limits = {name: read(name, _seconds) for name in ("no_progress", "queue_age") if name in alerts} if read else {}
+    faults += [] if read else ["alerts: must be a table"]
+    faults += [f"alerts.{key}: is not known" for key in alerts if key not in {"no_progress", "queue_age"}]
+    try:
+        objectives = read_objectives(tables["slo"]) if "slo" in tables else DEFAULTS
+    except UsageError as error:
+        faults.append(error.message)
+        objectives = ()
+    if faults:
+        raise UsageError(f"{path}: {'; '.join(faults)}", hint="docs/slo.md has an example")
+    return Promises(objectives, **limits)
 
 
 def read_objectives(listed: Any) -> tuple[Objective, ...]:

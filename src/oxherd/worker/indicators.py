@@ -16,7 +16,7 @@ from oxherd.clock import mono, wall_ms
 from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
-from oxherd.telemetry.events import JobEnded, attach
+from oxherd.telemetry.events import JobEnded, ModelCalled, attach
 from oxherd.telemetry.slo import BURNS, DAY, HOUR, Count, Objective, Sli, Standing, standing
 
 MINUTE = 60
@@ -24,9 +24,12 @@ FINE, COARSE = 300, 3600  # seconds of a bucket
 FINE_KEPT, COARSE_KEPT = int(DAY / 2), int(31 * DAY)  # seconds
 FINE_REACH = 6 * HOUR  # windows up to this are read from the fine buckets
 BUSY_PAUSE, IDLE_PAUSE, LOOK = 60.0, 300.0, 15.0  # seconds between writes, and between looks at our own health
+LATE = IDLE_PAUSE + MINUTE  # seconds after which all minutes in which a worker was healthy have been written
 STEPS = 20  # buckets of a histogram per factor of ten: a bucket's ends are 12 % apart
 MOST = 8 * STEPS  # the last one has all above 100,000 s
 UNKNOWN = "_unknown"  # names no handler has share one, as in the metrics
+MOST_AGENTS = 50  # that are counted apart: definitions come with jobs, so there is no end to their names
+COUNTED = frozenset("aecfq")
 TIMES = {Sli.WAIT: "w", Sli.RUN: "r", Sli.FIRST_TOKEN: "t"}
 
 
@@ -74,14 +77,17 @@ class Tally:
     """What happened in some span of time, by job name.
 
     Attributes:
-        counts: by job name and kind: `a` attempts, `e` those that ended in an error, `c` jobs completed, `f` failed.
+        counts: by job name and kind: `a` attempts, `e` those that ended in an error, `c` jobs completed, `f` failed,
+            `q` of these quarantined.
         times: histograms by job name and `w` (wait), `r` (run) or `t` (first token).
         minutes: minutes in which some worker was healthy.
+        of_minutes: of so many.
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     times: dict[tuple[str, str], Histogram] = field(default_factory=dict)
     minutes: int = 0
+    of_minutes: int = 0
 
     def add(self, fields: Mapping[str, int], weight: float = 1.0) -> None:
         """Add a bucket's counters as Redis has them; `weight` below 1 takes a share of them."""
@@ -90,7 +96,7 @@ class Tally:
             if not mark:
                 continue
             count = number if weight == 1.0 else round(number * weight)
-            if kind in {"a", "e", "c", "f"}:
+            if kind in COUNTED:
                 self.counts[job, kind] += count
             else:
                 self.times.setdefault((job, kind[0]), Histogram()).counts[int(kind[1:])] += count
@@ -107,12 +113,12 @@ class Tally:
                 merged.counts.update(each.counts)
         return merged
 
-    def count(self, objective: Objective, seconds: float) -> Count:
-        """Good events and all of them, as an objective counts them; `seconds` is how long the span was."""
+    def count(self, objective: Objective) -> Count:
+        """Good events and all of them, as an objective counts them."""
         job = objective.job
         match objective.sli:
             case Sli.AVAILABILITY:
-                return Count(min(self.minutes, seconds // MINUTE), seconds // MINUTE)
+                return Count(self.minutes, self.of_minutes)
             case Sli.SUCCESS:
                 done = self.number("c", job)
                 return Count(done, done + self.number("f", job))
@@ -141,7 +147,8 @@ class Indicators:
         self._healthy: Callable[[], bool] = bool
         self._expiring: set[bytes] = set()
         self._written_at = 0.0
-        self._detach: Callable[[], None] | None = None
+        self._detach: list[Callable[[], None]] = []
+        self._agents: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed: dict[bytes, dict[str, int]] = {}
 
@@ -156,7 +163,7 @@ class Indicators:
         """
         self._known = frozenset(handlers)
         self._healthy = healthy
-        self._detach = attach(self._job_ended, JobEnded)
+        self._detach = [attach(self._job_ended, JobEnded), attach(self._model_called, ModelCalled)]
         self._written_at = mono()
         self._task = asyncio.create_task(self._keep_writing(), name="indicators")
 
@@ -167,8 +174,8 @@ class Indicators:
             return
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        if self._detach is not None:
-            self._detach()
+        for detach in self._detach:
+            detach()
         if self._link.is_up:
             await self._write_or_keep()
 
@@ -184,8 +191,18 @@ class Indicators:
         elif event.outcome == "failed":
             add[f"{job}|f"] += 1
             add[f"{job}|e"] += 1
+            if event.kind == "quarantined":
+                add[f"{job}|q"] += 1
         elif event.outcome == "retried":
             add[f"{job}|e"] += 1
+
+    def _model_called(self, event: ModelCalled) -> None:
+        if event.first_token_s is None:
+            return
+        if len(self._agents) < MOST_AGENTS:
+            self._agents.add(event.agent)
+        agent = event.agent if event.agent in self._agents else UNKNOWN
+        self._pending[f"{agent}|t{bucket_of(event.first_token_s * 1000)}"] += 1
 
     async def _keep_writing(self) -> None:
         while True:
@@ -253,7 +270,9 @@ class Indicators:
         since = await self.since()
         begin = max(end - seconds, float(since)) if since is not None else end
         size = FINE if end - begin <= FINE_REACH and end > wall_ms() / 1000 - FINE_KEPT + FINE_REACH else COARSE
-        found = Tally(minutes=await self._up_minutes(begin, end))
+        found = Tally()
+        late = max(end - (wall_ms() / 1000 - LATE), 0.0)  # minutes are written late: that part ends a little earlier
+        found.minutes, found.of_minutes = await self._up_minutes(max(begin - late, since or end), end - late)
         places = range(int(begin) // size, int(end) // size + 1)
         buckets = await asyncio.gather(*(self._read(size, place) for place in places))
         for place, fields in zip(places, buckets, strict=True):
@@ -268,21 +287,22 @@ class Indicators:
         tallies = {span: await self.tally(span) for span in sorted(spans)}
 
         def measure(objective: Objective, seconds: float) -> Count:
-            tally, counted = tallies[seconds]
-            return tally.count(objective, counted)
+            tally, _ = tallies[seconds]
+            return tally.count(objective)
 
         return [standing(objective, measure) for objective in objectives]
 
-    async def _up_minutes(self, begin: float, end: float) -> int:
+    async def _up_minutes(self, begin: float, end: float) -> tuple[int, int]:
         hours = range(int(begin) // COARSE, int(end) // COARSE + 1)
         buckets = await asyncio.gather(*(self._read(COARSE, hour) for hour in hours))
         first, last = math.ceil(begin / MINUTE), int(end) // MINUTE
-        return sum(
+        up = sum(
             first <= hour * 60 + int(name[2:]) < last
             for hour, fields in zip(hours, buckets, strict=True)
             for name in fields
             if name.startswith("up") and "|" not in name
         )
+        return up, max(last - first, 0)
 
     async def _read(self, size: int, place: int) -> dict[str, int]:
         key = self._keys.indicators + b"%d:%d" % (size, place)
@@ -290,7 +310,7 @@ class Indicators:
             return self._closed[key]
         flat = iter(await self._link.call(b"HGETALL", key))
         fields = {name.decode("utf-8", "replace"): int(number) for name, number in zip(flat, flat, strict=True)}
-        if (place + 1) * size + IDLE_PAUSE * 2 < wall_ms() / 1000:  # nobody adds to it any more
+        if (place + 1) * size + LATE < wall_ms() / 1000:  # nobody adds to it any more
             self._closed[key] = fields
         return fields
 

@@ -34,6 +34,10 @@ class Stalled:
         lock_ms: how long a lease lasts without renewal.
         sign: this worker's id, and what it says of itself as JSON, for the registry of workers.
         on_work: called where work waits: the worker fetches, whatever it is waiting for.
+
+    Attributes:
+        watching: whether this worker is the queue's watcher.
+        busy_at: monotonic seconds at which it last saw a job run or wait.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Stalled:
         self._lock_ms = lock_ms
         self._sign = sign
         self._on_work = on_work
+        self.watching = False
+        self.busy_at = mono()
         self._reconnects = 0
         self._wary_until = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -91,9 +97,12 @@ class Stalled:
             script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker,
             k.workers, k.workers_seen, k.base, worker, hold_ms, wall_ms(), said, KEPT_MS,
         )  # fmt: skip
+        self.watching = bool(watching)
         if not watching:
             return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)
         soonest, bare, waits = seen
+        if waits or bare or soonest >= 0:
+            self.busy_at = mono()
         if waits:
             self._on_work()
         if bare and (wary := self._wary_for()):

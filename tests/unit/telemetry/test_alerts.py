@@ -64,8 +64,8 @@ def test_one_that_is_over_before_it_lasted_is_never_told():
 
 def test_two_subjects_are_two_alerts():
     people = People()
-    people.look(0.0, Finding("silent-worker", "a", "x"), Finding("silent-worker", "b", "x"))
-    assert people.heard == ["fired silent-worker/a", "fired silent-worker/b"]
+    people.look(0.0, Finding("key-expiring", "a", "x"), Finding("key-expiring", "b", "x"))
+    assert people.heard == ["fired key-expiring/a", "fired key-expiring/b"]
 
 
 def test_one_that_gets_worse_is_told_at_once():
@@ -85,9 +85,9 @@ def test_what_is_silenced_is_told_when_the_silence_ends_if_it_still_goes_on():
 
 
 def test_a_silence_covers_what_it_names_and_nothing_else():
-    people = People(Silence("silent-worker/a", until=HOUR))
-    people.look(0.0, Finding("silent-worker", "a", "x"), Finding("silent-worker", "b", "x"))
-    assert people.heard == ["fired silent-worker/b"]
+    people = People(Silence("key-expiring/a", until=HOUR))
+    people.look(0.0, Finding("key-expiring", "a", "x"), Finding("key-expiring", "b", "x"))
+    assert people.heard == ["fired key-expiring/b"]
 
 
 def test_what_nobody_could_be_told_is_told_at_the_next_look():

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oxherd.cli.printing import Json, note, print_json, print_table
+from oxherd.errors import UsageError
+
+if TYPE_CHECKING:
+    from oxherd.telemetry.sla import Month
+    from oxherd.telemetry.slo import Count, Objective, Standing
+    from oxherd.worker.indicators import Indicators
+    from oxherd.worker.watchdogs import AlertBook
+
+app = typer.Typer(no_args_is_help=True, help="What was promised, and whether it is kept.")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Say how each objective stands. Exit code 1 where one is broken or its budget burns too fast."""
+    from oxherd import settings as variables
+    from oxherd.app import run_loop, watch_client
+    from oxherd.telemetry.slo import load_promises, worst_first
+
+    settings = variables.load()
+    objectives = load_promises(Path(settings.oxherd_config)).objectives
+
+    async def ask() -> list[Standing]:
+        async with watch_client(settings) as (_, indicators):
+            return await indicators.standings(objectives)
+
+    standings = worst_first(run_loop(ask()))
+    if as_json:
+        print_json({"objectives": [_plain(each) for each in standings]})
+    else:
+        rows = [
+            (each.objective.name, each.objective.words, _percent(each.count.ratio), f"{each.left:.0%}", _burning(each))
+            for each in standings
+        ]
+        print_table(("name", "promise", "reached", "budget left", "burning"), rows)
+        note("" if any(each.count.total for each in standings) else "nothing was counted yet")
+    if any(each.left < 0 or each.severity for each in standings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="\b\nExamples:\n  oxherd slo report\n  oxherd slo report --month 2026-10 --output october.html")
+def report(
+    month: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM", help="Which month; the last 30 days when left out.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there: Markdown, or HTML where it ends with .html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a report on service levels: each promise, kept or not, day by day, and what went wrong."""
+    from oxherd import settings as variables
+    from oxherd.app import run_loop, watch_client
+    from oxherd.telemetry import sla
+    from oxherd.telemetry.slo import load_promises
+
+    first, last = _days(month, datetime.now(UTC).date())
+    settings = variables.load()
+    objectives = load_promises(Path(settings.oxherd_config)).objectives
+
+    async def ask() -> Month:
+        async with watch_client(settings) as (book, indicators):
+            return await _month(settings.job_queue_name, first, last, objectives, book, indicators)
+
+    found = run_loop(ask())
+    if as_json:
+        print_json(sla.data(found))
+    elif output is None:
+        print(sla.markdown(found), end="")
+    else:
+        output.write_text(sla.page(found) if output.suffix == ".html" else sla.markdown(found), "utf-8")
+        note(f"written: {output}")
+
+
+def _days(month: str | None, today: date) -> tuple[date, date]:
+    if month is None:
+        return today - timedelta(days=29), today
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+        raise UsageError("--month must be a year and a month, such as 2026-10")
+    first = date.fromisoformat(f"{month}-01")
+    last = min((first + timedelta(days=31)).replace(day=1) - timedelta(days=1), today)
+    if first > today:
+        raise UsageError(f"--month {month} has not begun")
+    if last < today - timedelta(days=31):
+        raise UsageError(f"--month {month} is too long ago: indicators are kept for 31 days")
+    return first, last
+
+
+async def _month(
+    queue: str, first: date, last: date, objectives: tuple[Objective, ...], book: AlertBook, indicators: Indicators
+) -> Month:
+    from oxherd.telemetry.sla import Month
+
+    now = datetime.now(UTC)
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    since = await indicators.since()
+    begun = None if since is None else datetime.fromtimestamp(since, UTC).date()
+
+    async def counts(start: date, end: date) -> dict[Objective, Count]:
+        begin = datetime(start.year, start.month, start.day, tzinfo=UTC).timestamp()
+        over = min(datetime(end.year, end.month, end.day, tzinfo=UTC).timestamp() + 86400, now.timestamp())
+        tally, _ = await indicators.tally(over - begin, until=over)
+        return {objective: tally.count(objective) for objective in objectives}
+
+    told = [*await book.past(), *(alert for alert in await book.alerts() if alert.told is not None)]
+    incidents = [alert for alert in told if first <= datetime.fromtimestamp(alert.since, UTC).date() <= last]
+    return Month(
+        queue, first, last, now, begun, await counts(first, last), {day: await counts(day, day) for day in days},
+        sorted(incidents, key=lambda alert: alert.since),
+    )  # fmt: skip
+
+
+def _plain(each: Standing) -> dict[str, object]:
+    objective = each.objective
+    return {
+        "name": objective.name, "sli": objective.sli, "promise": objective.words, "target": objective.target,
+        "reached": each.count.ratio, "events": each.count.total, "bad": each.count.bad, "budget_left": each.left,
+        "severity": each.severity, "burn_rates": {f"{seconds:g}s": rate for seconds, rate in each.rates.items()},
+    }  # fmt: skip
+
+
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio * 100:.3f} %"
+
+
+def _burning(each: Standing) -> str:
+    if not each.burning:
+        return ""
+    burn = each.burning[0]
+    return f"{burn.severity}: {each.rates[burn.long] or 0:.1f}x over {burn.long / 3600:g} h"

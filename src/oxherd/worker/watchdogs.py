@@ -1,0 +1,327 @@
+"""Watchdogs: one worker per queue looks once a minute whether something is wrong, and tells people.
+
+It is the one that watches the leases, too (`stalled`). What it found is kept in Redis, so that whoever takes over goes
+on where it left off. While nothing happens and nothing is wrong it looks twice an hour: hosted Redis bills per command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from oxherd.clock import mono, wall_ms
+from oxherd.errors import RedisRefused, RedisUnreachable
+from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.connection import Link
+from oxherd.queue.keys import Keys
+from oxherd.settings import Secret
+from oxherd.store import Store
+from oxherd.telemetry.alerts import Alert, Finding, Looked, Notice, Silence, look
+from oxherd.telemetry.channels import Channel, Wording, deliver
+from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, InternalFault, emit
+from oxherd.telemetry.slo import DAY, HOUR, Promises
+from oxherd.worker.indicators import Indicators
+
+MINUTE = 60.0
+EVERY = 60.0  # seconds between looks
+EVERY_IDLE = 30 * MINUTE  # the same after ten minutes in which nothing happened
+IDLE_AFTER = 10 * MINUTE
+SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
+PAST = 500  # alerts that are over and kept for reports
+SPEND_LEAST = 1.0  # US dollars in an hour below which nobody is told
+HOUR_MS = 3_600_000
+EXPIRY_NOTICE = 14 * DAY  # seconds
+Probe = Callable[[], Awaitable[list[Finding]]]
+
+
+def store_probe(store: Store) -> Probe:
+    """Finds a database that takes no writes."""
+
+    async def probe() -> list[Finding]:
+        away = store.away_seconds
+        summary = f"{store.waiting} writes have waited for {away:.0f} s"
+        return [Finding("store-away", "", summary)] if away else []
+
+    return probe
+
+
+def spend_probe(store: Store) -> Probe:
+    """Finds an hour that cost far more than the hours of the day before it."""
+
+    async def spent(since: int, until: int) -> float:
+        rows = await store.spend_report(by="day", since=since, until=until)
+        return float(sum(row.cost_usd for row in rows))
+
+    async def probe() -> list[Finding]:
+        now = wall_ms()
+        last, before = await spent(now - HOUR_MS, now), await spent(now - 24 * HOUR_MS, now - HOUR_MS)
+        usual = before / 23
+        if last < SPEND_LEAST or not usual or last < SPIKE * usual:
+            return []
+        return [Finding("spend-spike", "", f"${last:.2f} in the last hour; usual is ${usual:.2f}")]
+
+    return probe
+
+
+def expiry_probe(keys: Mapping[str, Secret | None]) -> Probe:
+    """Finds keys that are JSON web tokens, such as Supabase's legacy ones, and end within two weeks.
+
+    Parameters:
+        keys: values of variables by their names.
+    """
+
+    async def probe() -> list[Finding]:
+        found = []
+        for name, key in keys.items():
+            ends = None if key is None else jwt_expiry(key.reveal())
+            left = float("inf") if ends is None else ends - wall_ms() / 1000
+            if left < EXPIRY_NOTICE:
+                found.append(Finding("key-expiring", name, f"{name} expires in {left / DAY:.1f} days"))
+        return found
+
+    return probe
+
+
+def jwt_expiry(text: str) -> float | None:
+    """When a JSON web token ends, in wall seconds (RFC 7519, `exp`); None where it never does, or is none."""
+    parts = text.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError):
+        return None
+    ends = claims.get("exp") if isinstance(claims, dict) else None
+    return float(ends) if isinstance(ends, int | float) else None
+
+
+class AlertBook:
+    """Alerts and silences of a queue, as they are kept in Redis.
+
+    Parameters:
+        link: a connection to Redis.
+        keys: the queue's keys.
+    """
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    async def alerts(self) -> list[Alert]:
+        """What is wrong, or was until a moment ago; what nobody was told yet is among it."""
+        return [Alert.load(each) for each in await self._all(self._keys.alerts)]
+
+    async def past(self) -> list[Alert]:
+        """Those that are over, the newest first: the last 500 that people were told of."""
+        raw = await self._link.call(b"LRANGE", self._keys.past_alerts, 0, -1)
+        return [Alert.load(orjson.loads(each)) for each in raw]
+
+    async def silences(self) -> list[Silence]:
+        """Those that have not ended."""
+        found = [Silence(**each) for each in await self._all(self._keys.silences)]
+        return [each for each in found if each.until > wall_ms() / 1000]
+
+    async def silence(self, silence: Silence) -> None:
+        """Tell nobody of these alerts until then; an earlier silence of the same pattern is replaced."""
+        now = wall_ms() / 1000
+        for each in await self._all(self._keys.silences):
+            if each["until"] <= now:
+                await self.unsilence(each["pattern"])
+        kept = {name: getattr(silence, name) for name in silence.__slots__}
+        await self._link.call(b"HSET", self._keys.silences, silence.pattern, orjson.dumps(kept))
+
+    async def unsilence(self, pattern: str) -> bool:
+        """End a silence; False where there was none of that pattern."""
+        return bool(await self._link.call(b"HDEL", self._keys.silences, pattern))
+
+    async def keep(self, looked: Looked) -> None:
+        """Write what a look came to."""
+        if looked.over:
+            ended = [orjson.dumps(alert.dump()) for alert in looked.over]
+            await self._link.call(b"LPUSH", self._keys.past_alerts, *ended)
+            await self._link.call(b"LTRIM", self._keys.past_alerts, 0, PAST - 1)
+        if looked.forget:
+            await self._link.call(b"HDEL", self._keys.alerts, *looked.forget)
+        if looked.keep:
+            pairs: list[str | bytes] = []
+            for alert in looked.keep:
+                pairs += [alert.key, orjson.dumps(alert.dump())]
+            await self._link.call(b"HSET", self._keys.alerts, *pairs)
+
+    async def _all(self, key: bytes) -> list[dict[str, Any]]:
+        return [orjson.loads(each) for each in await self._link.call(b"HVALS", key)]
+
+
+class Watchdogs:
+    """Looks, and tells.
+
+    Parameters:
+        link, keys: where the queue is.
+        indicators: what all workers have done.
+        promises: what was promised, and how long things may last.
+        channels: where people are told; the log is told in any case.
+        runbooks: the address of the runbooks' folder.
+        watching: whether this worker is the one that looks.
+        busy_at: monotonic seconds at which work was last seen on the queue.
+        probes: further findings, such as of the database or of backups.
+    """
+
+    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
+        self,
+        link: Link,
+        keys: Keys,
+        *,
+        indicators: Indicators,
+        promises: Promises,
+        channels: Sequence[Channel],
+        runbooks: str,
+        watching: Callable[[], bool],
+        busy_at: Callable[[], float],
+        probes: Sequence[Probe] = (),
+    ) -> None:
+        self.book = AlertBook(link, keys)
+        self._link = link
+        self._keys = keys
+        self._indicators = indicators
+        self._promises = promises
+        self._channels = channels
+        self._runbooks = runbooks
+        self._watching = watching
+        self._busy_at = busy_at
+        self._probes = (self._burning, self._queue, self._failing, self._gate, *probes)
+        self._wrong = False
+        self._looked_at = mono()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._keep_looking(), name="watchdogs")
+
+    async def stop(self) -> None:
+        """Stop looking. Twice is fine."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            idle = mono() - self._busy_at() > IDLE_AFTER and not self._wrong
+            if not self._watching() or (idle and mono() - self._looked_at < EVERY_IDLE):
+                continue
+            try:
+                await self.look()
+            except (RedisUnreachable, RedisRefused):
+                continue  # the link says so itself
+            except Exception:  # noqa: BLE001  our own fault: say so and look again in a minute
+                emit(InternalFault(where="watchdogs", stack=traceback.format_exc()))
+
+    async def look(self) -> list[Notice]:
+        """Look once and tell what is new. Returns what was told.
+
+        Raises:
+            RedisUnreachable, RedisRefused: nothing was told that will not be told again.
+        """
+        self._looked_at = mono()
+        self._indicators.forget()
+        kept, silences = await asyncio.gather(self.book.alerts(), self.book.silences())
+        findings = [finding for probe in self._probes for finding in await probe()]
+        looked = look(kept, findings, silences, now=wall_ms() / 1000)
+        self._wrong = bool(looked.keep)
+        told = []
+        for notice in list(looked.notices):
+            self._log(notice)
+            words = Wording(notice, self._keys.queue, self._runbooks)
+            if await deliver(self._channels, words, self._undelivered):
+                looked.told(notice, wall_ms() / 1000)
+                told.append(notice)
+        await self.book.keep(looked)
+        return told
+
+    def _log(self, notice: Notice) -> None:
+        alert = notice.alert
+        common = {"alert": alert.kind, "subject": alert.subject, "severity": alert.severity}
+        if notice.what == "resolved":
+            emit(AlertResolved(**common, seconds=round(alert.seen - alert.since, 1)))
+        else:
+            page = Wording(notice, self._keys.queue, self._runbooks).runbook
+            emit(AlertFired(**common, summary=alert.summary, runbook=page, again=notice.what == "again"))
+
+    @staticmethod
+    def _undelivered(channel: str, error: str) -> None:
+        emit(AlertUndelivered(channel=channel, error=error))
+
+    # -- what is wrong
+
+    async def _burning(self) -> list[Finding]:
+        found = []
+        for each in await self._indicators.standings(self._promises.objectives):
+            if each.severity is None:
+                continue
+            burn = each.burning[0]
+            rate = each.rates[burn.long] or 0.0
+            kind = "slo-burn-fast" if each.severity == "page" else "slo-burn-slow"
+            summary = (
+                f"{each.objective.words}: over the last {burn.long / HOUR:g} h its error budget burnt {rate:.1f} times "
+                f"as fast as it may, {max(each.left, 0):.0%} of it is left"
+            )
+            found.append(Finding(kind, each.objective.name, summary))
+        return found
+
+    async def _queue(self) -> list[Finding]:
+        """Jobs that wait though workers may take them."""
+        counts = await Admin(self._link, self._keys).counts()
+        waiting = counts["wait"] + counts["prioritized"]
+        held = await self._link.call(b"HEXISTS", self._keys.meta, b"paused")
+        if not waiting or held or await Admin(self._link, self._keys).gate() is not None:
+            return []
+        age = await self._oldest()
+        found = []
+        if age is not None and age > self._promises.queue_age:
+            found.append(Finding("queue-age", "", f"the next of {waiting} jobs has waited for {age / MINUTE:.0f} min"))
+        tally, counted = await self._indicators.tally(self._promises.no_progress)
+        if age is not None and age > self._promises.no_progress <= counted and not tally.number("a"):
+            minutes = self._promises.no_progress / MINUTE
+            found.append(Finding("no-progress", "", f"{waiting} jobs wait and none has ended for {minutes:.0f} min"))
+        return found
+
+    async def _oldest(self) -> float | None:
+        """Seconds for which the next job in line has waited; None where it ran before, since it was put back later."""
+        ids = await self._link.call(b"LRANGE", self._keys.wait, -1, -1)
+        ids += await self._link.call(b"ZRANGE", self._keys.prioritized, 0, 0)
+        ages = []
+        for job_id in ids:
+            key = self._keys.base + job_id
+            added, delay, fetched = await self._link.call(b"HMGET", key, b"timestamp", b"delay", b"ats")
+            if added is not None and fetched is None:
+                ages.append((wall_ms() - int(added) - int(delay or 0)) / 1000)
+        return max(ages, default=None)
+
+    async def _failing(self) -> list[Finding]:
+        """Jobs that were quarantined; far more failures in these five minutes than in the last six hours."""
+        (now, _), (usual, _) = await self._indicators.tally(300), await self._indicators.tally(6 * HOUR)
+        killers = now.number("q")
+        found = [Finding("quarantined", "", f"{killers} quarantined in five minutes")] if killers else []
+        failed, ended = now.number("f"), now.number("f") + now.number("c")
+        before_failed = usual.number("f") - failed
+        before = before_failed + usual.number("c") - now.number("c")
+        often = before_failed / before if before > 0 else 0.0
+        if failed < SPIKE_LEAST or failed / ended < max(SPIKE_SHARE, SPIKE * often):
+            return found
+        summary = f"{failed} of {ended} jobs failed in five minutes; usual are {often:.1%}"
+        return [*found, Finding("failure-spike", "", summary)]
+
+    async def _gate(self) -> list[Finding]:
+        reason = await Admin(self._link, self._keys).gate()
+        if reason is None:
+            return []
+        # What a worker closed is an emergency; what a person closed is a reminder.
+        kind = "intake-stopped" if reason.endswith(REOPEN) else "gate-closed"
+        return [Finding(kind, "", reason)]
