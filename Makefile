@@ -8,8 +8,8 @@ MAKEFLAGS += --no-builtin-rules
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),.venv-tools/bin/uv)
 BIN := .venv/bin
-NODE := tests/interop/node
-NODE_READY := $(NODE)/node_modules/.package-lock.json
+NODE := tests/interop/node examples/typescript_producer
+NODE_READY := $(NODE:%=%/node_modules/.package-lock.json)
 
 .PHONY: help
 help: ## Show this list
@@ -29,15 +29,15 @@ setup: .venv/.ready ## Install everything into .venv
 	@python3 -m venv .venv-tools
 	@.venv-tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
-# Node is for the interop tests only. A laptop without it skips them; CI does not.
+# Node is for the interop tests and one example. A laptop without it skips them; CI does not.
 .PHONY: node
-node: ## Install the packages of the Node interop tests
+node: ## Install the packages of the tests that need Node
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_READY); \
 	elif [ "$${CI:-}" = true ]; then echo "CI needs Node: apt-get install -y nodejs npm" >&2; exit 1; \
-	else echo "No Node here: its interop tests will be skipped."; fi
+	else echo "No Node here: the tests that need it will be skipped."; fi
 
-$(NODE_READY): $(NODE)/package.json $(NODE)/package-lock.json
-	@npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error
+%/node_modules/.package-lock.json: %/package.json %/package-lock.json
+	@npm ci --prefix $* --no-audit --no-fund --loglevel=error
 	@touch $@
 
 .PHONY: demo

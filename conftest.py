@@ -8,7 +8,7 @@ import pytest
 
 from oxherd.errors import EmbeddedUnavailable
 
-pytest_plugins = ["oxherd.testing.fixtures"]
+pytest_plugins = ["oxherd.testing.fixtures", "pytester"]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from oxherd.vault.crypto import Key
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.payload import open_fields
 
-PAGE = (Path(__file__).parents[2] / "docs" / "vault.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "vault.md").read_text()
 KEY = base64.b64encode(bytes(range(32))).decode()
 RING = KeyRing.of(Secret(KEY))
 
@@ -48,6 +49,10 @@ def node(code: str) -> object:
 def test_the_sample_needs_node_s_own_crypto_and_about_twenty_lines():
     assert re.findall(r'from "(.*?)"', sample("ts")) == ["node:crypto"]
     assert len(sample("ts").splitlines()) <= 20
+
+
+def test_the_example_s_producer_seals_as_the_page_says():
+    assert (ROOT / "examples" / "typescript_producer" / "seal.ts").read_text() == sample("ts")
 
 
 def test_what_the_documented_producer_adds_is_what_the_handler_gets():

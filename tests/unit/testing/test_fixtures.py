@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-pytest_plugins = ["pytester"]
 USE = 'pytest_plugins = ["oxherd.testing.fixtures"]\n'
 
 
