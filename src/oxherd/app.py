@@ -148,6 +148,7 @@ class Service:
 
     def __init__(self, settings: Settings, herd: Herd, *, store: Store | None, limits: Limits | None = None) -> None:
         from oxherd.agents import Agents
+        from oxherd.agents.loop import told_of
 
         self._settings = settings
         self._began = mono()
@@ -163,7 +164,7 @@ class Service:
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
             store=store, runner=self._gated(self._agents.run), vault=build_vault(settings, store),
-            limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text,
+            limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text, told=told_of,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.worker.version, self.worker.commit = facts.version, facts.commit

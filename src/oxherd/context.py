@@ -117,6 +117,61 @@ class Wire(Protocol):
         """Add a child of the job under that id and return it; an id that exists is left as it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """What came next of a tool call that the model is writing.
+
+    Attributes:
+        index: its number in the reply, from 0.
+        id, name: as far as they are known; the service tells them once.
+        text: of its arguments, which are JSON.
+    """
+
+    index: int
+    id: str | None
+    name: str | None
+    text: str
+
+
+@dataclass(slots=True)
+class Delta:
+    """What came next of a model's reply.
+
+    Attributes:
+        text: of the answer.
+        reasoning: of what the model thinks aloud.
+        tried: from 1; a higher number than before says that the reply broke off and begins anew.
+        calls: of the tools it wants called.
+        so_far: gives all of the reply up to now as one delta, for whoever begins to listen late; None where this is
+            all of it.
+    """
+
+    text: str
+    reasoning: str
+    tried: int
+    calls: tuple[CallDelta, ...] = ()
+    so_far: Callable[[], Delta] | None = field(default=None, compare=False, repr=False)
+
+
+class Feed(Protocol):
+    """Where a run is told as it happens, for those who follow it. Nothing here waits, and nothing raises."""
+
+    def step_began(self, key: str, kind: str) -> None:
+        """A step begins to run."""
+
+    def step_ended(self, step: Step, *, replayed: bool = False) -> None:
+        """A step is finished and kept; `replayed`: by an earlier attempt."""
+
+    def step_failed(self, key: str) -> None:
+        """A step raised, or was cancelled."""
+
+    def delta(self, key: str, delta: Delta) -> None:
+        """More of the reply that the running step `key` waits for."""
+
+    def tell(self, type: str, **fields: Any) -> None:  # noqa: A002  the wire's word
+        """Anything else, such as progress."""
+
+
 class Hidden(Protocol):
     """A value that shows as `***` wherever it is printed, logged or written as JSON (an `oxherd.settings.Secret`)."""
 
@@ -170,6 +225,8 @@ class Context:
         job: the job as it was fetched.
         tenant: the payload's `tenant`, or None.
         usage: tokens and money of this run, replayed steps included.
+        feed: where the run is told to those who follow it; None while nobody asked.
+        open_steps: the kind of each step that runs now, by its key.
     """
 
     __slots__ = (
@@ -185,7 +242,9 @@ class Context:
         "_seen",
         "_wire",
         "alive_at",
+        "feed",
         "job",
+        "open_steps",
         "tenant",
         "usage",
     )
@@ -200,10 +259,13 @@ class Context:
         tenant: str | None = None,
         credentials: Credentials | None = None,
         hide: Callable[[str], str] = str,
+        feed: Feed | None = None,
     ) -> None:
         self.job = job
         self.tenant = tenant
         self.usage = Usage()
+        self.feed = feed
+        self.open_steps: dict[str, str] = {}
         self.alive_at = mono()
         self._journal = journal
         self._wire = wire
@@ -278,16 +340,22 @@ class Context:
         self._compare(key, place, inputs, done)
         if done is None:
             self._live = True
-            run = partial(_call, function, args, kwargs)
-            done = await self._run_step(key, place, inputs, run, kind, usage)
+            begin = partial(_call, function, args, kwargs)
+            done = await self._told(key, kind, self._run_step(key, place, inputs, begin, kind, usage))
             self._count(done)
         elif counted is None:
             emit(StepReplayed(id=self.job.id, step=key, kind=done.kind))
-            self._count(done, *self._journal.within(key))  # those inside it are not asked for
+            self._replay(*self._journal.within(key), done)  # those inside it are not asked for
         if scope.prefix:
             self._inner[key] = done
         self.alive_at = mono()
         return _typed(function, done.output)
+
+    def _replay(self, *steps: Step) -> None:
+        self._count(*steps)
+        if self.feed is not None:
+            for step in steps:
+                self.feed.step_ended(step, replayed=True)
 
     def _count(self, *steps: Step) -> None:
         for step in steps:
@@ -306,6 +374,23 @@ class Context:
     def _forget(self, prefix: str) -> None:
         self._seen = {key for key in self._seen if not key.startswith(prefix)}
         self._scopes = {path: count for path, count in self._scopes.items() if not path.startswith(prefix)}
+
+    async def _told(self, key: str, kind: str, run: Awaitable[Step]) -> Step:
+        """Run a step and tell its beginning and its end to those who follow."""
+        self.open_steps[key] = kind
+        if self.feed is not None:
+            self.feed.step_began(key, kind)
+        try:
+            step = await run
+        except BaseException:
+            if self.feed is not None:
+                self.feed.step_failed(key)
+            raise
+        finally:
+            del self.open_steps[key]
+        if self.feed is not None:
+            self.feed.step_ended(step)
+        return step
 
     def _scope(self) -> _Scope:
         return _within.get() or self._root
@@ -411,12 +496,29 @@ class Context:
     async def progress(self, value: float | dict[str, Any] | str) -> None:
         """Publish progress, as a number or an object; BullMQ's QueueEvents and `--wait` show it."""
         self.alive_at = mono()
+        if self.feed is not None:
+            self.feed.tell("progress", value=value)
         await self._wire.update_progress(self.job, value)
 
     async def log(self, text: str) -> None:
         """Append a line, without the job's secrets, to its log, which Bull Board and `oxherd jobs show` display."""
         self.alive_at = mono()
+        if self.feed is not None:
+            self.feed.tell("log", text=text)
         await self._wire.add_log(self.job, self.hide(text))
+
+    async def publish(self, data: Any) -> None:
+        """Show something to those who follow this run now, such as a preview; nothing happens where nobody does.
+
+        It is kept no longer than the stream is (an hour), and published again by each attempt that comes here. It never
+        waits for Redis. The job's secrets are hidden in it.
+
+        Parameters:
+            data: anything JSON can hold, at most 64 KiB of it; in place of what is too large, a `gap` is published.
+        """
+        self.alive_at = mono()
+        if self.feed is not None:
+            self.feed.tell("data", data=data)
 
     async def children(self) -> dict[str, Any]:
         """Results of the job's finished children by their key, such as `bull:agent-jobs:42`."""

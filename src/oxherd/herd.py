@@ -29,6 +29,7 @@ class Herd:
         timeout: str | float | None = None,
         idle_timeout: str | float | None = None,
         retries: int = 0,
+        stream: bool = False,
     ) -> Callable[[F], F]:
         """Register a handler `(ctx, payload)` for jobs of this name.
 
@@ -37,6 +38,8 @@ class Herd:
             timeout: total limit of one attempt, such as "10m" or seconds; 0 for none; JOB_TIMEOUT when left out.
             idle_timeout: limit without a step, progress or log line; JOB_IDLE_TIMEOUT when left out.
             retries: extra attempts, with exponential backoff, for jobs whose producer set no `attempts`.
+            stream: publish what its jobs say while they run; when left out, only where the payload says
+                `"stream": true` or somebody follows the job.
 
         Raises:
             UsageError: the name is taken, or the function does not take `(ctx, payload)`.
@@ -46,7 +49,12 @@ class Herd:
 
         def register(function: F) -> F:
             self.handlers[name] = make_handler(
-                name, function, timeout=_seconds(timeout), idle_timeout=_seconds(idle_timeout), retries=retries
+                name,
+                function,
+                timeout=_seconds(timeout),
+                idle_timeout=_seconds(idle_timeout),
+                retries=retries,
+                stream=stream,
             )
             return function
 

@@ -15,9 +15,9 @@ from urllib.parse import quote, urlsplit
 from oxherd.agents.chat import Malformed, Reply, Request, first_choice, read_reply, read_usage
 from oxherd.agents.faults import LATER, Fault, Verdict, fault_of, later
 from oxherd.agents.records import Embeddings, Generation, Model, read_embeddings, read_generation, read_models
-from oxherd.agents.stream import Assembly, Delta, EventParser
+from oxherd.agents.stream import Assembly, EventParser
 from oxherd.codec import decode, encode
-from oxherd.context import Usage
+from oxherd.context import CallDelta, Delta, Usage
 from oxherd.errors import ModelRefused, OutOfCredit, RetryLater
 from oxherd.settings import Secret
 from oxherd.telemetry.events import ModelFaulted, emit
@@ -365,7 +365,8 @@ class _Call:
         record.usage = _told_usage(body)
         reply = _complete(_reply(body, response))
         if self._on_delta is not None:
-            self._on_delta(Delta(reply.text, "", self._count))
+            calls = tuple(CallDelta(at, call.id, call.name, call.arguments) for at, call in enumerate(reply.tool_calls))
+            self._on_delta(Delta(reply.text, "", self._count, calls))
         return reply
 
     async def _listen(self, response: ClientResponse, watch: _Watch, record: Try) -> Reply:

@@ -13,14 +13,13 @@ from oxherd.agents.chat import Message, Reply, Request, ToolCall, dump_usage, lo
 from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
 from oxherd.agents.ledger import Ledger
-from oxherd.agents.llm import LLM, Try
+from oxherd.agents.llm import LLM, OnDelta, Try
 from oxherd.agents.nesting import Tally, begin, inside
 from oxherd.agents.repeats import Repeats
-from oxherd.agents.stream import Delta
 from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
-from oxherd.context import Context, Usage
+from oxherd.context import Context, Delta, Usage
 from oxherd.errors import BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater, ToolsFailed
 from oxherd.telemetry.events import (
     AgentEnded,
@@ -184,15 +183,16 @@ class _Loop:
 
         async def call(_: list[Message]) -> Any:
             try:
-                reply = await self._chat(f"{self._tally.path}/{name}", self._request())
+                reply = await self._chat(f"{self._tally.path}/{name}", show, self._request())
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
             return reply.dump()
 
         name = f"model-{run.steps}"
-        new = run.messages[self._kept :]
-        kept = await self._ctx.step(f"{self._scope}/{name}", call, new, kind="model", usage=usage)
+        key = f"{self._scope}/{name}"
+        show = partial(self._show, self._ctx.key_of(key))
+        kept = await self._ctx.step(key, call, run.messages[self._kept :], kind="model", usage=usage)
         reply = Reply.load(kept)
         self._tally.add(reply.usage)
         run.messages.append(reply.echo())
@@ -200,7 +200,7 @@ class _Loop:
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
 
-    async def _chat(self, key: str, request: Request) -> Reply:
+    async def _chat(self, key: str, show: OnDelta, request: Request) -> Reply:
         reply: Reply | None = None
         tries: list[Try] = []
         ids = (self._ctx.job.id, self._agent.name, request.model)
@@ -208,17 +208,19 @@ class _Loop:
             ModelAsked(*ids, request=request, service=self._llm.base_url),
             lambda how: _model_called(ids, how, tries, reply),
         ):
-            reply = await self._call_model(key, request, tries)
+            reply = await self._call_model(key, show, request, tries)
         return reply
 
-    async def _call_model(self, key: str, request: Request, tries: list[Try]) -> Reply:
+    async def _call_model(self, key: str, show: OnDelta, request: Request, tries: list[Try]) -> Reply:
         if self._books is None:
-            return await self._llm.chat(request, self._show, tries=tries)
+            return await self._llm.chat(request, show, tries=tries)
         call = await self._books.call(key, request)
-        return await self._llm.chat(request, self._show, tries=tries, on_generation=call.told, around=call.around)
+        return await self._llm.chat(request, show, tries=tries, on_generation=call.told, around=call.around)
 
-    def _show(self, _: Delta) -> None:
+    def _show(self, key: str, delta: Delta) -> None:
         self._ctx.alive_at = mono()
+        if self._ctx.feed is not None:
+            self._ctx.feed.delta(key, delta)
 
     def _request(self) -> Request:
         agent = self._agent
@@ -323,6 +325,22 @@ class _Loop:
         schema = encode(self._agent.form.schema).decode()
         text = f"Your answer does not fit: {why[:MAX_FAULT_TEXT]}.{cut} Answer again, with JSON only, by this schema: "
         self._run.messages.append({"role": "user", "content": text + schema})
+
+
+def told_of(kind: str, output: Any) -> Mapping[str, Any] | None:
+    """What followers are told of a finished step's result: the text of a model's reply, or what a tool returned.
+
+    Parameters:
+        kind: the step's.
+        output: as it is kept; users' own steps of these kinds may hold anything.
+    """
+    match kind, output:
+        case "model", {"message": {"content": content}}:
+            return {"text": words_of(content)}
+        case "tool", {"ok": bool(ok), "content": str(content)}:
+            return {"ok": ok, "content": content}
+        case _:
+            return None
 
 
 def _said(message: Message) -> str:

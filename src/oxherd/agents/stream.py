@@ -6,30 +6,16 @@ Source: the WHATWG's event stream format; chunks as OpenRouter, llama.cpp, vLLM,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from oxherd.agents.chat import Malformed, Reply, first_choice, read_message, read_usage, words_of
 from oxherd.agents.faults import Fault, Verdict, fault_of
 from oxherd.codec import decode, encode
+from oxherd.context import CallDelta, Delta
 
 MAX_LINE = 64 * 2**20  # bytes; a generated image in one event has a few million, an endless line would fill the memory
 JOINED = {"reasoning.text": "text", "reasoning.summary": "summary"}  # which field of these comes in pieces
-
-
-@dataclass(slots=True)
-class Delta:
-    """What came next of a reply.
-
-    Attributes:
-        text: of the answer.
-        reasoning: of what the model thinks aloud.
-        tried: from 1; a higher number than before says that the reply broke off and begins anew.
-    """
-
-    text: str
-    reasoning: str
-    tried: int
 
 
 class EventParser:
@@ -117,6 +103,8 @@ class Assembly:
         self._slots: dict[Any, dict[str, Any]] = {}
         self._finish_reason: str | None = None
         self._heard = (0, 0)
+        self._called = False  # whether a tool call has grown since
+        self._calls_told: list[int] = []  # how many pieces of each were told
 
     def add(self, event: bytes) -> None:
         """Take the data of the next event; what comes after the end is ignored.
@@ -144,12 +132,30 @@ class Assembly:
         return self._about.get("id")
 
     def news(self, tried: int) -> Delta | None:
-        """The text and the reasoning that came since the last call, or None."""
+        """What came of text, reasoning and tool calls since the last call, or None."""
         texts, thoughts = self._heard
-        if len(self._text) == texts and len(self._reasoning) == thoughts:
+        if len(self._text) == texts and len(self._reasoning) == thoughts and not self._called:
             return None
         self._heard = (len(self._text), len(self._reasoning))
-        return Delta("".join(self._text[texts:]), "".join(self._reasoning[thoughts:]), tried)
+        calls = self._new_calls() if self._called else ()
+        return Delta(
+            "".join(self._text[texts:]), "".join(self._reasoning[thoughts:]), tried, calls, partial(self._so_far, tried)
+        )
+
+    def _new_calls(self) -> tuple[CallDelta, ...]:
+        self._called = False
+        told = self._calls_told
+        told += [-1] * (len(self._calls) - len(told))
+        news = []
+        for index, slot in enumerate(self._calls):
+            if (count := len(slot["arguments"])) > told[index]:
+                news.append(_call_delta(index, slot, max(told[index], 0)))
+                told[index] = count
+        return tuple(news)
+
+    def _so_far(self, tried: int) -> Delta:
+        calls = tuple(_call_delta(index, slot, 0) for index, slot in enumerate(self._calls))
+        return Delta("".join(self._text), "".join(self._reasoning), tried, calls)
 
     def reply(self) -> Reply:
         """The whole reply. Whether it is complete is for the caller to know.
@@ -238,7 +244,7 @@ class Assembly:
 
     def _take_call(self, call: dict[str, Any]) -> None:
         """Join the pieces of a tool call by its index. Some services number none, or all of them 0."""
-        self.began = True
+        self.began = self._called = True
         slot = self._slots.get(call.get("index"))
         told = call.get("id")
         if slot is None or (told and slot["id"] and told != slot["id"]):
@@ -255,6 +261,10 @@ class Assembly:
 
 def _objects(listed: Any) -> list[dict[str, Any]]:
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+
+def _call_delta(index: int, slot: dict[str, Any], since: int) -> CallDelta:
+    return CallDelta(index, slot["id"], slot["name"], "".join(slot["arguments"][since:]))
 
 
 def _call(slot: dict[str, Any]) -> dict[str, Any]:

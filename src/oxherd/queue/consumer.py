@@ -24,7 +24,15 @@ from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 from oxherd.settings import RedisTarget
 
-PRELOAD = ("moveToActive", "moveToFinished", "moveToDelayed", "retryJob", "moveJobFromActiveToWait", "renewLeases")
+PRELOAD = (
+    "moveToActive",
+    "moveToFinished",
+    "moveToDelayed",
+    "retryJob",
+    "moveJobFromActiveToWait",
+    "renewLeases",
+    "publish",
+)
 DEFAULT_STACKS = 10  # stack traces kept on a job whose producer set no stackTraceLimit
 METRICS_KEPT = 20_160  # minutes of finished-job counts that BullMQ's `getMetrics` and Bull Board can show: two weeks
 STALLED_TOO_OFTEN = "job stalled more than allowable limit"  # what the scripts write into `defa`

@@ -44,6 +44,7 @@ class Keys:
         self.past_alerts = self._ours + b"past-alerts"
         self.silences = self._ours + b"silences"
         self.indicators = self._ours + b"sli:"
+        self.readers = self._ours + b"readers"
 
     wait: bytes
     active: bytes
@@ -78,6 +79,10 @@ class Keys:
     def lock(self, job_id: str) -> bytes:
         """The job's lease."""
         return self.job(job_id) + b":lock"
+
+    def stream(self, job_id: str) -> bytes:
+        """The stream of what the job says while it runs."""
+        return self._ours + b"stream:" + job_id.encode("utf-8", "surrogateescape")
 
     def client_name(self, worker: str) -> str:
         """The connection name by which BullMQ's `getWorkers`, and so Bull Board, knows a worker of this queue."""

@@ -616,6 +616,22 @@ class AlertUndelivered(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StreamEnded(Event):
+    """An attempt of a job that somebody followed has been told: in how many entries, bytes and writes to Redis.
+
+    `dropped` counts entries that Redis did not take in time; readers are told of the gap.
+    """
+
+    name: ClassVar[str] = "stream.ended"
+    level: ClassVar[str] = "debug"
+    id: str
+    entries: int
+    bytes: int
+    writes: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class InternalFault(Event):
     """A fault in Oxherd itself: please report it. The job it hit goes to another worker when its lease ends."""
 

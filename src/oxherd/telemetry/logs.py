@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -74,6 +75,23 @@ class Redactor:
             text = text.replace(part, "***")
         return text
 
+    def split(self, text: str) -> tuple[str, str]:
+        """The beginning of a text that goes on, without secrets, and the rest, which may be the beginning of one.
+
+        Prepend the rest to what comes next. Where secrets overlap, the first one is hidden.
+        """
+        hidden, at = self._hidden, 0
+        clean: list[str] = []
+        held = hidden.start_of_one(text, 0)
+        for found in hidden.pattern.finditer(text) if hidden.parts else ():
+            if found.start() >= held:
+                break  # it may be the beginning of a longer one
+            clean += (text[at : found.start()], "***")
+            at = found.end()
+            if at > held:
+                held = hidden.start_of_one(text, at)
+        return "".join((*clean, text[at:held])), text[held:]
+
 
 class _Forms(NamedTuple):
     """What one secret looks like in texts, and in the bytes of finished lines."""
@@ -103,6 +121,26 @@ class _Hidden:
     @cached_property
     def parts(self) -> list[str]:
         return sorted((form for form in self.whole if len(form) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Finds the first form, and of those that begin there the longest."""
+        return re.compile("|".join(map(re.escape, self.parts)))
+
+    @cached_property
+    def letters(self) -> frozenset[str]:
+        """With which forms begin."""
+        return frozenset(part[0] for part in self.parts)
+
+    def start_of_one(self, text: str, least: int) -> int:
+        """Where the longest end of a text that may be the beginning of a form starts, at `least` or later."""
+        longest = len(self.parts[0]) - 1 if self.parts else 0
+        for at in range(max(len(text) - longest, least), len(text)):
+            if text[at] in self.letters:
+                end = text[at:]
+                if any(len(part) > len(end) and part.startswith(end) for part in self.parts):
+                    return at
+        return len(text)
 
     @cached_property
     def needles(self) -> tuple[bytes, ...]:
@@ -246,6 +284,10 @@ LINES: dict[type[Event], _Line] = {
         lambda e: f"{_alert(e)} is over after {_took(e.seconds * 1000)}", _told("alert", "subject", "seconds")
     ),
     events.AlertUndelivered: _Line(lambda e: f"Not told by {e.channel}: {e.error}", _told("channel", "error")),
+    events.StreamEnded: _Line(
+        lambda e: f"{e.id} was told in {_count(e.writes, 'write')}" + (f", {e.dropped} lost" if e.dropped else ""),
+        _told("id", "writes"),
+    ),
     events.InternalFault: _Line(lambda e: f"Fault in {e.where}; please report it", _told("where")),
 }
 

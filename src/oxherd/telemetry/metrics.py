@@ -114,6 +114,10 @@ SERIES: tuple[Series, ...] = (
     _counter("leases_lost", "Jobs that another worker took over.", group="Redis"),
     _counter("leases_late", "Rounds in which leases could not be renewed.", group="Redis"),
     _gauge("lease_renewal_lag_seconds", "By how much the oldest renewal is overdue.", group="Redis", unit="seconds"),
+    _counter("streams", "Attempts that somebody followed.", group="Streams"),
+    _counter("stream_entries", "Entries published for those who follow jobs.", group="Streams"),
+    _counter("stream_writes", "Commands that this took.", group="Streams"),
+    _counter("stream_dropped_entries", "Entries that Redis did not take in time.", group="Streams"),
     _counter("store_rows", "Rows written by group commits.", group="Journal", unit="rows"),
     _timer("store_batch_rows", "Rows of one group commit.", group="Journal", unit="rows", buckets=ROWS),
     _timer("store_flush_seconds", "One group commit.", group="Journal", buckets=QUICK_SECONDS),
@@ -233,6 +237,7 @@ class Metrics:
             events.AlertFired: lambda event: of["alerts_fired"].labels(event.alert).inc(),
             events.AlertResolved: lambda event: of["alerts_resolved"].labels(event.alert).inc(),
             events.AlertUndelivered: lambda event: of["alerts_undelivered"].labels(event.channel).inc(),
+            events.StreamEnded: self._stream_ended,
             events.InternalFault: lambda _: of["faults"].inc(),
         }
 
@@ -312,6 +317,12 @@ class Metrics:
     def _store_failed(self, _: events.StoreLost) -> None:
         self._series["store_failures"].inc()
         self._series["store_up"].set(0)
+
+    def _stream_ended(self, event: events.StreamEnded) -> None:
+        self._series["streams"].inc()
+        self._series["stream_entries"].inc(event.entries)
+        self._series["stream_writes"].inc(event.writes)
+        self._series["stream_dropped_entries"].inc(event.dropped)
 
     def _flushed(self, event: events.StoreFlushed) -> None:
         self._series["store_rows"].inc(event.rows)

@@ -1,10 +1,11 @@
-"""What people ask of running workers: cancel a job, close or open the intake gate. Heard at once or after an outage."""
+"""What people ask of running workers: cancel or follow a job, close or open the gate. Heard at once, or late."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from oxherd.clock import wall_ms
 from oxherd.queue.connection import Connection, Link
 from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
@@ -20,6 +21,7 @@ class Control:
     Parameters:
         target, keys: where the queue is.
         on_cancel: called with the id of a job to cancel, running here or not.
+        on_reader: called with the id of a job that somebody follows, running here or not, again every so often.
         on_gate: called with the reason while the gate is closed, with None when it is open.
     """
 
@@ -29,10 +31,12 @@ class Control:
         keys: Keys,
         *,
         on_cancel: Callable[[str], None],
+        on_reader: Callable[[str], None],
         on_gate: Callable[[str | None], None],
     ) -> None:
         self._keys = keys
         self._on_cancel = on_cancel
+        self._on_reader = on_reader
         self._on_gate = on_gate
         self._link = Link(target, "control", on_up=self._listen, on_push=self._hear)
         self._ask: Callable[..., Any] | None = None
@@ -56,6 +60,8 @@ class Control:
         # Subscribed first, then read: a request made in between is seen by one or the other.
         for job_id in await self._ask(b"ZRANGE", self._keys.cancels, 0, -1):
             self._on_cancel(text_of(job_id))
+        for job_id in await self._ask(b"ZRANGEBYSCORE", self._keys.readers, wall_ms(), b"+inf"):
+            self._on_reader(text_of(job_id))
         await self._read_gate()
         return 0
 
@@ -71,6 +77,8 @@ class Control:
         word, _, rest = text_of(text).partition(" ")
         if word == "cancel":
             self._on_cancel(rest)
+        elif word == "reader":
+            self._on_reader(rest)
         elif word == "gate":
             closed, _, reason = rest.partition(" ")
             self._on_gate(reason if closed == "closed" else None)

@@ -18,7 +18,16 @@ from typing import Any
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import encode, tenant_of
 from oxherd.context import AgentRunner, Context, Hidden, Step, Wire
-from oxherd.errors import Fatal, JobCancelled, JobError, JobTimeout, LeaseLost, Quarantined
+from oxherd.errors import (
+    Fatal,
+    JobCancelled,
+    JobError,
+    JobTimeout,
+    LeaseLost,
+    Quarantined,
+    StoreRefused,
+    StoreUnreachable,
+)
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
 from oxherd.settings import Secret
@@ -26,6 +35,7 @@ from oxherd.store import RunRecord, Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import Event, emit
 from oxherd.vault.vault import NO_VAULT, Vault
+from oxherd.worker.broadcast import Broadcast
 from oxherd.worker.handlers import Handler, find_handler, read_payload
 from oxherd.worker.retry import outcome_of
 
@@ -66,6 +76,7 @@ class Running:
         secrets: takes what the job came to know, such as its tenant's keys, out of texts; None where it knows nothing.
         error: what the attempt ended with, for those who report errors.
         say_ended: emits the event that the attempt has ended.
+        feed: tells those who follow the job; None while nobody does.
     """
 
     job: Job
@@ -84,6 +95,7 @@ class Running:
     secrets: logs.Redactor | None = None
     error: BaseException | None = None
     say_ended: Callable[[Event], None] = emit
+    feed: Broadcast | None = None
 
     def keep_secret(self, value: Secret) -> None:
         """Hide a value in this job's errors and log, and in all log lines."""
@@ -257,6 +269,7 @@ class Executor:
             tenant=tenant,
             credentials=partial(self._credential, running),
             hide=running.hide,
+            feed=running.feed,
         )
         running.context = context
         limit = self._timeout if handler.timeout is None else handler.timeout
@@ -291,6 +304,18 @@ class Executor:
             return await asyncio.get_running_loop().run_in_executor(self._pool, running.thread)
         finally:
             running.thread = None
+
+    async def tell_earlier_steps(self, running: Running) -> None:
+        """Tell those who began to follow a job that runs which steps it had finished by then."""
+        feed = running.feed
+        assert feed is not None
+        if self._store is None:
+            feed.missed("no store is configured: what was finished before is not known")
+            return
+        try:
+            feed.earlier(await self._store.steps(self._run_id(running.job), outputs=True))
+        except (StoreUnreachable, StoreRefused):
+            feed.missed("the database is away: what was finished before is not known")
 
     def record_start(self, running: Running) -> None:
         """Note in the store that a job runs, for those who watch; nothing waits for it."""

@@ -27,6 +27,7 @@ class Handler:
         is_async: plain functions run in a thread.
         timeout, idle_timeout: seconds, 0 for no limit, None for the worker's default.
         retries: extra attempts for jobs whose producer set no `attempts`.
+        stream: whether its jobs are published whether or not anybody asks.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Handler:
     timeout: float | None = None
     idle_timeout: float | None = None
     retries: int = 0
+    stream: bool = False
 
 
 def make_handler(
@@ -45,6 +47,7 @@ def make_handler(
     timeout: float | None = None,
     idle_timeout: float | None = None,
     retries: int = 0,
+    stream: bool = False,
 ) -> Handler:
     """Build a handler from a function `(ctx, payload)` and its type hints.
 
@@ -69,6 +72,7 @@ def make_handler(
         timeout,
         idle_timeout,
         retries,
+        stream,
     )
 
 
@@ -137,6 +141,17 @@ def read_payload(handler: Handler, raw: bytes, unseal: Unseal = refuse_sealed) -
         return handler.payload.validate_json(raw), tenant
     except ValidationError as error:
         raise PayloadInvalid(_explain(error)) from None
+
+
+def asks_for_stream(raw: bytes) -> bool:
+    """Whether a payload that nobody has validated yet says `"stream": true`."""
+    if b'"stream"' not in raw or len(raw) > MAX_PAYLOAD:
+        return False
+    try:
+        data = decode(raw)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("stream") is True
 
 
 def _json_type(data: Any) -> str:

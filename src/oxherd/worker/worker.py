@@ -19,6 +19,7 @@ from oxherd.errors import JobCancelled, LeaseLost, OxherdError, RedisRefused, Re
 from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
 from oxherd.queue.connection import insist_on
 from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
+from oxherd.queue.feed import READER_MS
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.queue.registry import Registry
@@ -41,9 +42,10 @@ from oxherd.telemetry.events import (
     emit,
 )
 from oxherd.vault.vault import NO_VAULT, Vault
+from oxherd.worker.broadcast import Broadcast, Told
 from oxherd.worker.control import Control
 from oxherd.worker.executor import Executor, Interrupted, Running
-from oxherd.worker.handlers import Handler
+from oxherd.worker.handlers import Handler, asks_for_stream
 from oxherd.worker.lease import Leases
 from oxherd.worker.stalled import Stalled
 
@@ -102,9 +104,10 @@ class Worker:
         vault: has their credentials and opens sealed fields.
         limits: the numbers.
         hide: takes known secrets out of the text of errors.
+        told: what those who follow a job are told of a finished step's output, by the step's kind.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
         self,
         target: RedisTarget,
         keys: Keys,
@@ -115,6 +118,7 @@ class Worker:
         vault: Vault = NO_VAULT,
         limits: Limits,
         hide: Callable[[str], str] = str,
+        told: Told = lambda _kind, _output: None,
     ) -> None:
         self.id = uuid4().hex
         self.keys = keys
@@ -130,6 +134,8 @@ class Worker:
         self._slots = 0
         self._take_fails = False
         self._early_cancels: dict[str, int] = {}
+        self._readers: dict[str, float] = {}  # until when, in monotonic seconds, somebody follows a job
+        self._told = told
         self._room = asyncio.Event()
         self._opened = asyncio.Event()
         self._idle = asyncio.Event()
@@ -141,7 +147,7 @@ class Worker:
             holds=self._holds, adopt=self._adopt, on_back=self._on_back,
         )  # fmt: skip
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
-        self.control = Control(target, keys, on_cancel=self.cancel, on_gate=self._on_gate)
+        self.control = Control(target, keys, on_cancel=self.cancel, on_reader=self._on_reader, on_gate=self._on_gate)
         self.stalled = Stalled(
             self.consumer.link, keys, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
             sign=self._sign_of_life, lock_ms=limits.lock_ms, on_work=self._stop_waiting,
@@ -231,7 +237,7 @@ class Worker:
 
     async def _close(self) -> None:
         await self.stalled.stop()
-        await self._leave()
+        await self._leave()  # Redis answers in order: the last words to followers have arrived, too
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -405,6 +411,8 @@ class Worker:
             earlier.interrupt(LeaseLost(f"job {job.id} was given out again"))
         running = self.running[job.id] = Running(job)
         self.leases.hold(job)
+        if self._is_followed(job):
+            self._tell(running, late=False)
         if self._early_cancels and job.processed_on <= self._early_cancels.pop(job.id, -1):
             self.cancel(job.id)  # asked for while the reply to the fetch was on its way
         return running
@@ -428,9 +436,11 @@ class Worker:
 
     async def _settle(self, running: Running, outcome: Outcome) -> Job | None:
         following = NOTHING
+        if running.feed is not None:
+            running.feed.hurry()  # before the queue is told: from then on another attempt may begin to tell
         try:
             if not isinstance(outcome, Drop):
-                outcome, following = await self._tell(running, outcome)
+                outcome, following = await self._report(running, outcome)
         except LeaseLost:
             outcome = Drop()
         except RedisRefused as error:  # a refusal that will not pass: the lease runs out and the job is given again
@@ -443,7 +453,7 @@ class Worker:
         self._end(running, outcome)
         return following.job
 
-    async def _tell(self, running: Running, outcome: Outcome) -> tuple[Outcome, Fetched]:
+    async def _report(self, running: Running, outcome: Outcome) -> tuple[Outcome, Fetched]:
         fetch = not self.stopping and self.gate is None and self._slots <= self.limits.concurrency
         try:
             return outcome, await self.consumer.settle(running.job, outcome, fetch=fetch)
@@ -465,6 +475,8 @@ class Worker:
         self.handed_back += isinstance(outcome, HandBack)
         if isinstance(outcome, Drop):
             emit(LeaseWasLost(id=job.id))
+        if running.feed is not None:
+            running.feed.end(outcome, OUTCOME_WORD[type(outcome)])
         usage = running.context.usage if running.context else None
         now = wall_ms()
         running.say_ended(
@@ -485,6 +497,38 @@ class Worker:
                 error=running.error,
             )
         )
+
+    # -- telling those who follow a job
+
+    def _is_followed(self, job: Job) -> bool:
+        """Whether somebody asked, now or when the job was added. Looks at nothing but memory."""
+        handler = self.executor.handlers.get(job.name)
+        if (handler is not None and handler.stream) or asks_for_stream(job.raw):
+            return True
+        return bool(self._readers) and self._readers.get(job.id, 0.0) > mono()
+
+    def _on_reader(self, job_id: str) -> None:
+        now = mono()
+        self._readers = {other: until for other, until in self._readers.items() if until > now}
+        self._readers[job_id] = now + READER_MS / 1000
+        running = self.running.get(job_id)
+        if running is not None and running.feed is None and running.stop is None:
+            self._tell(running, late=True)
+
+    def _tell(self, running: Running, *, late: bool) -> None:
+        feed = running.feed = Broadcast(
+            self.consumer.link, self.keys, running.job,
+            told=self._told, secrets=lambda: running.secrets, late=late,
+        )  # fmt: skip
+        if not late:
+            return
+        if running.context is not None:
+            running.context.feed = feed
+            for key, kind in running.context.open_steps.items():
+                feed.step_began(key, kind, late=True)
+        task = asyncio.get_running_loop().create_task(self.executor.tell_earlier_steps(running), name="earlier steps")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- stopping single jobs
 

@@ -31,7 +31,7 @@ from oxherd.agents import LLM
 from oxherd.agents import llm as llm_module
 from oxherd.agents.chat import Request
 from oxherd.agents.llm import Timeouts, Try
-from oxherd.agents.stream import Delta
+from oxherd.context import Delta
 from oxherd.errors import ModelRefused, OutOfCredit, RetryLater
 from oxherd.settings import Secret
 

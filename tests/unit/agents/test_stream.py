@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fakes.openrouter import ALIVE, DONE, calls, chunk, event, says, streamed
 from oxherd.agents.chat import Malformed
 from oxherd.agents.faults import Fault, Verdict
-from oxherd.agents.stream import MAX_LINE, Assembly, Delta, EventParser
+from oxherd.agents.stream import MAX_LINE, Assembly, EventParser
+from oxherd.context import Delta
 
 SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "contracts" / "openrouter.sse.samples.txt"
 
