@@ -45,6 +45,8 @@ KINDS: Mapping[str, Kind] = {
         Kind("spend-spike", "page", "Model calls cost far more than usual."),
         Kind("intake-stopped", "page", "The money is gone, or the day's cap reached: workers take no more jobs."),
         Kind("gate-closed", "ticket", "Somebody closed the intake gate half an hour ago.", lasting=30 * MINUTE),
+        Kind("silent-worker", "page", "A worker is there and takes no jobs, or has vanished without a word."),
+        Kind("stuck-drain", "ticket", "A worker has been stopping for longer than its grace."),
         Kind("store-away", "page", "The database takes no writes, and finished jobs wait for it.", lasting=MINUTE),
         Kind("key-expiring", "ticket", "A key or a certificate is about to expire."),
     )

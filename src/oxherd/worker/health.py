@@ -7,7 +7,7 @@ from typing import Any
 
 from oxherd.clock import mono
 from oxherd.store import Store
-from oxherd.worker.worker import LONG_WAIT, Worker
+from oxherd.worker.worker import Worker
 
 STORE_AWAY = 30.0  # seconds of failing writes before the worker counts as unhealthy
 REDIS_AWAY = 10.0  # seconds
@@ -75,9 +75,7 @@ class Health:
         worker = self._worker
         age = mono() - worker.fetched_at
         full = len(worker.running) >= worker.limits.concurrency
-        # Full, or shut by the gate, is not silent; anything else must have asked the queue within its longest wait.
-        ok = worker.taking and (full or worker.gate is not None or age < LONG_WAIT + 30)
-        return {"ok": ok, "last_fetch_s": round(age, 1), "full": full, "gate": worker.gate}
+        return {"ok": worker.consuming, "last_fetch_s": round(age, 1), "full": full, "gate": worker.gate}
 
     @staticmethod
     def _check(lag: float, limit: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
+from oxherd.queue.registry import Registry
 from oxherd.settings import Secret
 from oxherd.store import Store
 from oxherd.telemetry.alerts import Alert, Finding, Looked, Notice, Silence, look
@@ -34,6 +35,7 @@ EVERY_IDLE = 30 * MINUTE  # the same after ten minutes in which nothing happened
 IDLE_AFTER = 10 * MINUTE
 SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
 PAST = 500  # alerts that are over and kept for reports
+SLOW = 30.0  # seconds that a worker may need to stop, beyond its grace
 SPEND_LEAST = 1.0  # US dollars in an hour below which nobody is told
 HOUR_MS = 3_600_000
 EXPIRY_NOTICE = 14 * DAY  # seconds
@@ -194,7 +196,7 @@ class Watchdogs:
         self._runbooks = runbooks
         self._watching = watching
         self._busy_at = busy_at
-        self._probes = (self._burning, self._queue, self._failing, self._gate, *probes)
+        self._probes = (self._burning, self._queue, self._failing, self._gate, self._workers, *probes)
         self._wrong = False
         self._looked_at = mono()
         self._task: asyncio.Task[None] | None = None
@@ -325,3 +327,20 @@ class Watchdogs:
         # What a worker closed is an emergency; what a person closed is a reminder.
         kind = "intake-stopped" if reason.endswith(REOPEN) else "gate-closed"
         return [Finding(kind, "", reason)]
+
+    async def _workers(self) -> list[Finding]:
+        """Workers that are there and do not work."""
+        return [each for worker in await Registry(self._link, self._keys).workers() for each in _wrong_with(worker)]
+
+
+def _wrong_with(worker: Mapping[str, Any]) -> list[Finding]:
+    name = f"worker {worker['id'][:8]} on {worker['host']}"
+    if not worker["alive"]:
+        words = f"{name} has given no sign of life for {worker['seen'] / 1000:.0f} s and did not take its leave"
+        return [Finding("silent-worker", worker["id"], words, severity="ticket")]
+    if worker["draining"]:
+        words = f"{name} has been stopping for {worker['draining_s']:.0f} s with {worker['in_flight']} jobs"
+        return [Finding("stuck-drain", worker["id"], words)] if worker["draining_s"] > worker["grace_s"] + SLOW else []
+    if not worker["consuming"]:
+        return [Finding("silent-worker", worker["id"], f"{name} is up and takes no jobs")]
+    return []

@@ -129,6 +129,7 @@ class Worker:
         self.gate: str | None = None
         self.version = self.commit = ""  # of the program, for the registry; the app knows them
         self.stopping = False
+        self._stopping_at = self._grace = 0.0
         self.fetched_at = mono()
         self._started_ms = wall_ms()
         self._slots = 0
@@ -184,6 +185,7 @@ class Worker:
         if self.stopping:
             return
         self.stopping = True
+        self._stopping_at, self._grace = mono(), grace
         if not self._loops:
             await self._close()  # it never began: nothing to drain, nothing to tell
             return
@@ -267,7 +269,19 @@ class Worker:
             "loop_lag": round(self.leases.loop_lag, 3),
             "gate": self.gate,
             "draining": self.stopping,
+            "grace_s": self._grace,
+            "draining_s": round(mono() - self._stopping_at, 1) if self.stopping else 0.0,
+            "consuming": self.consuming,
         }
+
+    @property
+    def consuming(self) -> bool:
+        """Whether it takes jobs, or would: full, or shut by the gate, is not silent.
+
+        Anything else must have asked the queue within its longest wait.
+        """
+        full = len(self.running) >= self.limits.concurrency
+        return self.taking and (full or self.gate is not None or mono() - self.fetched_at < LONG_WAIT + 30)
 
     def _sign_of_life(self) -> tuple[str, bytes]:
         return self.id, encode(self.sign_of_life())

@@ -150,6 +150,29 @@ async def test_far_more_failures_than_usual_are_told_and_the_usual_ones_are_not(
     assert "fired failure-spike" in await stage.look()
 
 
+def sign(**said):
+    usual = {"host": "h", "draining": False, "draining_s": 0.0, "grace_s": 25.0, "consuming": True, "in_flight": 0}
+    return orjson.dumps(usual | said)
+
+
+async def test_workers_that_are_there_and_do_not_work_are_told_apart_from_those_that_do(stage):
+    now = wall_ms()
+    for worker, ago, said in (
+        ("fine", 0, sign()),
+        ("vanished", 120_000, sign()),
+        ("stuck", 0, sign(consuming=False)),
+        ("stopping", 0, sign(draining=True, draining_s=30.0)),
+        ("hanging", 0, sign(draining=True, draining_s=60.0)),
+    ):
+        await stage.link.call(b"ZADD", stage.keys.workers_seen, now - ago, worker)
+        await stage.link.call(b"HSET", stage.keys.workers, worker, said)
+    assert sorted(await stage.look()) == [
+        "fired silent-worker/stuck", "fired silent-worker/vanished", "fired stuck-drain/hanging",
+    ]  # fmt: skip
+    severities = {alert.subject: alert.severity for alert in await AlertBook(stage.link, stage.keys).alerts()}
+    assert severities == {"stuck": "page", "vanished": "ticket", "hanging": "ticket"}
+
+
 async def test_a_quarantined_job_is_told(stage):
     await stage.done.write({"echo|f": 1, "echo|a": 1, "echo|e": 1, "echo|q": 1})
     stage.clock.now += 1
