@@ -269,6 +269,7 @@ class Service:
             loop_lag=lambda: leases.loop_lag,
             lease_lag=lambda: leases.lag,
             store_waiting=None if store is None else (lambda: store.waiting),
+            healthy=lambda: self.health.report()[0],
         )
 
         async def quiet() -> None:

@@ -81,6 +81,34 @@ def report(
         note(f"written: {output}")
 
 
+@app.command(
+    epilog="\b\nExamples:\n  oxherd slo rules > /etc/prometheus/oxherd.rules.yml\n"
+    "  oxherd slo rules | promtool check rules /dev/stdin"
+)
+def rules(as_json: Json = False) -> None:
+    """Print rules for Prometheus: quantiles to record, alerts, and how fast the objectives' error budgets burn.
+
+    They are made from the table of metrics, so they fit this version's worker.
+    """
+    from oxherd import settings as variables
+    from oxherd.telemetry.rules import groups, page
+    from oxherd.telemetry.slo import load_promises
+
+    made = groups(load_promises(Path(variables.load(needs=()).oxherd_config)).objectives)
+    if as_json:
+        print_json({"groups": made})
+    else:
+        print(page(made), end="")
+
+
+@app.command(epilog="\b\nExample:\n  oxherd slo dashboard > oxherd.json   # Grafana: Dashboards, New, Import")
+def dashboard() -> None:
+    """Print a dashboard for Grafana, as JSON: an overview, and a panel for each metric."""
+    from oxherd.telemetry.grafana import dashboard as made
+
+    print_json(made())
+
+
 def _days(month: str | None, today: date) -> tuple[date, date]:
     if month is None:
         return today - timedelta(days=29), today

@@ -130,6 +130,7 @@ SERIES: tuple[Series, ...] = (
     _counter("alerts_undelivered", "Messages of alerts that a channel did not take.", "channel", group="Alerts"),
     Series("build", "info", "What runs here.", group="Worker"),
     _gauge("concurrency", "How many jobs this worker runs at once.", group="Worker"),
+    _gauge("healthy", "Whether /health answers 200.", group="Worker"),
     _gauge("draining", "Whether the worker takes no new jobs because it stops.", group="Worker"),
     _counter("warnings", "Things about the surroundings that deserve attention.", group="Worker"),
     _counter("faults", "Faults in Oxherd itself.", group="Worker"),
@@ -181,6 +182,7 @@ class Metrics:
         loop_lag: Callable[[], float] | None = None,
         lease_lag: Callable[[], float] | None = None,
         store_waiting: Callable[[], float] | None = None,
+        healthy: Callable[[], float] | None = None,
     ) -> None:
         """Read these at each scrape. They must be quick and must not raise.
 
@@ -189,9 +191,16 @@ class Metrics:
             loop_lag: seconds since the event loop's sign of life was due.
             lease_lag: seconds by which the oldest renewal is overdue.
             store_waiting: writes that wait for the database.
+            healthy: whether all is well.
         """
-        names = ("jobs_in_flight", "loop_lag_seconds", "lease_renewal_lag_seconds", "store_waiting")
-        for name, read in zip(names, (in_flight, loop_lag, lease_lag, store_waiting), strict=True):
+        watched = {
+            "jobs_in_flight": in_flight,
+            "loop_lag_seconds": loop_lag,
+            "lease_renewal_lag_seconds": lease_lag,
+            "store_waiting": store_waiting,
+            "healthy": healthy,
+        }
+        for name, read in watched.items():
             if read is not None:
                 self._series[name].set_function(read)
 
