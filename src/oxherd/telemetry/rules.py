@@ -223,7 +223,10 @@ def _burning(objective: Objective, burn: Burn) -> str:
 def _good_share(objective: Objective, span: str) -> str:
     """PromQL for the share of good events over some time; nothing where there was no event."""
     if objective.sli is Sli.AVAILABILITY:
-        return f"avg_over_time((max({series('healthy')}) or vector(0))[{span}:1m])"
+        # Where no worker is left there is no series: within a day of the last one that is unhealthy, before the first
+        # one it is nothing.
+        now, ever = series("healthy"), f"last_over_time({series('healthy')}[1d])"
+        return f"avg_over_time((max by (job) ({now}) or 0 * max by (job) ({ever}))[{span}:1m])"
     good, every = (f"sum by (job) (rate({events}[{span}]))" for events in _events(objective))
     return f"({good} or 0 * {every}) / ({every} > 0)"  # where all were bad, there is no series of good ones
 

@@ -202,3 +202,18 @@ def test_a_budget_that_burns_fast_pages_and_one_that_is_kept_does_not(promtool, 
     (tmp_path / "tests.json").write_text(json.dumps({"rule_files": ["rules.yml"], "tests": tests}))
     checked = promtool("test", "rules", str(tmp_path / "tests.json"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_minutes_without_any_worker_count_and_those_before_the_first_do_not(promtool, tmp_path):
+    def available(healthy, low, high):
+        samples = [{"labels": '{job="worker", slo="up"}', "value": 1}]
+        expr = f"(oxherd:slo_errors:ratio_1h >= bool {low}) * (oxherd:slo_errors:ratio_1h <= bool {high})"
+        wanted = [{"expr": expr, "eval_time": "119m", "exp_samples": samples}]
+        given = [{"series": 'oxherd_healthy{job="worker"}', "values": healthy}]
+        return {"interval": "1m", "input_series": given, "promql_expr_test": wanted}
+
+    (tmp_path / "rules.yml").write_text(page(groups([Objective("up", Sli.AVAILABILITY, 0.99)])[2:]))
+    tests = [available("_x90 1x60", 0, 0), available("1x90 _x60", 0.35, 0.5), available("1x90 0x60", 0.45, 0.5)]
+    (tmp_path / "tests.json").write_text(json.dumps({"rule_files": ["rules.yml"], "tests": tests}))
+    checked = promtool("test", "rules", str(tmp_path / "tests.json"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
