@@ -94,7 +94,8 @@ def rules(as_json: Json = False) -> None:
     from oxherd.telemetry.rules import groups, page
     from oxherd.telemetry.slo import load_promises
 
-    made = groups(load_promises(Path(variables.load(needs=()).oxherd_config)).objectives)
+    settings = variables.load(needs=())
+    made = groups(load_promises(Path(settings.oxherd_config)).objectives, runbooks=settings.runbooks_url)
     if as_json:
         print_json({"groups": made})
     else:

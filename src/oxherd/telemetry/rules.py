@@ -51,6 +51,7 @@ class Alert:
         severity: `page` for now, `ticket` for working hours.
         summary: one sentence.
         look: where to look first.
+        runbook: the page in `docs/runbooks/` about it, or empty.
     """
 
     name: str
@@ -59,15 +60,20 @@ class Alert:
     severity: str
     summary: str
     look: str
+    runbook: str = ""
 
-    def rule(self) -> Rule:
-        """As Prometheus reads it."""
-        annotations = {"summary": self.summary, "description": self.look}
+    def rule(self, runbooks: str) -> Rule:
+        """As Prometheus reads it; `runbooks` is where the runbooks are read."""
+        annotations = {"summary": self.summary, "description": self.look, **_linked(runbooks, self.runbook)}
         lasting = {"for": self.lasting} if self.lasting != "0s" else {}
         return {
             "alert": self.name, "expr": self.expr, **lasting, "labels": {"severity": self.severity},
             "annotations": annotations,
         }  # fmt: skip
+
+
+def _linked(runbooks: str, name: str) -> dict[str, str]:
+    return {"runbook": f"{runbooks}/{name}.md"} if name else {}
 
 
 _BACKLOG = f"max by (job) ({series('queue_jobs', state='wait|prioritized')}) > 0"
@@ -91,21 +97,21 @@ ALERTS: tuple[Alert, ...] = (
         f"{_BACKLOG} unless on (job) (sum by (job) (increase({series('jobs')}[10m])) > 0) unless on (job) ({_BUSY}) "
         f"unless on (job) (max by (job) ({series('gate_closed')}) > 0)",
         "10m", "page", "Jobs wait, workers have room, and none has ended for ten minutes.",
-        "A paused queue, the queue's own limits, another prefix: the start-up lines and /health.",
+        "A paused queue, the queue's own limits, another prefix: the start-up lines and /health.", "no-progress",
     ),
     Alert(
         "OxherdFailures",
         f"sum by (job) (rate({_FAILED}[15m])) / sum by (job) (rate({_OVER}[15m])) > 0.2 "
         f"and sum by (job) (increase({_FAILED}[15m])) > 5",
-        "5m", "page", "More than a fifth of the jobs fail.", "oxherd jobs dead; the label kind of oxherd_jobs_total.",
+        "5m", "page", "More than a fifth of the jobs fail.", "oxherd jobs dead; the label kind of oxherd_jobs_total.", "failure-spike",
     ),
     Alert(
         "OxherdQuarantined", _grew(series("jobs", kind="quarantined"), "15m"), "0s", "ticket",
-        "A job keeps killing its workers and was taken out of circulation.", "Their memory and logs at that time.",
+        "A job keeps killing its workers and was taken out of circulation.", "Their memory and logs at that time.", "quarantined",
     ),
     Alert(
         "OxherdLongWaits", "max by (job) (oxherd:job_wait_seconds:p95_5m) > 600", "10m", "ticket",
-        "Jobs wait longer than ten minutes for a slot.", "More workers, or JOB_CONCURRENCY; is the gate closed?",
+        "Jobs wait longer than ten minutes for a slot.", "More workers, or JOB_CONCURRENCY; is the gate closed?", "queue-age",
     ),
     Alert(
         "OxherdStalledJobs", f"sum by (job) (increase({series('jobs_stalled')}[30m])) > 3", "0s", "ticket",
@@ -125,7 +131,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "OxherdStoreAway", f"{series('store_up')} == 0", "1m", "page",
-        "The database takes no writes, and finished jobs wait for it.", "The database; nothing is lost meanwhile.",
+        "The database takes no writes, and finished jobs wait for it.", "The database; nothing is lost meanwhile.", "store-away",
     ),
     Alert(
         "OxherdRedisFull", _grew(series("redis_refusals", code="OOM"), "15m"), "0s", "page",
@@ -133,7 +139,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "OxherdGateClosed", f"max by (job) ({series('gate_closed')}) == 1", "30m", "ticket",
-        "The intake gate has been closed for half an hour.", "oxherd gate status says why.",
+        "The intake gate has been closed for half an hour.", "oxherd gate status says why.", "gate-closed",
     ),
     Alert(
         "OxherdStuckDrain", f"{series('draining')} == 1", "15m", "ticket",
@@ -148,7 +154,7 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "OxherdCapReached", _grew(series("budget_refusals", scope="global"), "15m"), "0s", "page",
-        "The day's cap on money is reached, and workers take no more jobs.", "oxherd spend report; BUDGET_DAILY_USD.",
+        "The day's cap on money is reached, and workers take no more jobs.", "oxherd spend report; BUDGET_DAILY_USD.", "intake-stopped",
     ),
     Alert(
         "OxherdSpendUnknown", _grew(series("spend_unknown"), "1h"), "0s", "ticket",
@@ -165,17 +171,18 @@ ALERTS: tuple[Alert, ...] = (
 )  # fmt: skip
 
 
-def groups(objectives: Sequence[Objective] = ()) -> list[dict[str, Any]]:
+def groups(objectives: Sequence[Objective] = (), *, runbooks: str = "docs/runbooks") -> list[dict[str, Any]]:
     """All groups of rules.
 
     Parameters:
         objectives: each gets its error ratios recorded and two alerts, on fast and on slow burning.
+        runbooks: where the runbooks are read, for links.
     """
     found = [
         {"name": "oxherd-quantiles", "rules": list(_quantiles())},
-        {"name": "oxherd-alerts", "rules": [alert.rule() for alert in ALERTS]},
+        {"name": "oxherd-alerts", "rules": [alert.rule(runbooks) for alert in ALERTS]},
     ]
-    found += [{"name": f"oxherd-slo-{each.name}", "rules": list(_slo_rules(each))} for each in objectives]
+    found += [{"name": f"oxherd-slo-{each.name}", "rules": list(_slo_rules(each, runbooks))} for each in objectives]
     return found
 
 
@@ -192,7 +199,7 @@ def quantile(row: Series, share: float, span: str) -> str:
     return f"histogram_quantile({share:g}, sum by ({kept}) (rate({series(row.name, 'bucket')}[{span}])))"
 
 
-def _slo_rules(objective: Objective) -> Iterator[Rule]:
+def _slo_rules(objective: Objective, runbooks: str) -> Iterator[Rule]:
     burns = [burn for burn in BURNS if burn.long <= objective.window]
     for window in sorted({window for burn in burns for window in (burn.short, burn.long)}):
         yield {
@@ -200,7 +207,7 @@ def _slo_rules(objective: Objective) -> Iterator[Rule]:
             "expr": f"1 - {_good_share(objective, _span(window))}",
             "labels": {"slo": objective.name},
         }
-    for severity, name in (("page", "OxherdBudgetBurnsFast"), ("ticket", "OxherdBudgetBurns")):
+    for severity, name, speed in (("page", "OxherdBudgetBurnsFast", "fast"), ("ticket", "OxherdBudgetBurns", "slow")):
         pairs = [_burning(objective, burn) for burn in burns if burn.severity == severity]
         if pairs:
             yield {
@@ -209,7 +216,8 @@ def _slo_rules(objective: Objective) -> Iterator[Rule]:
                 "labels": {"severity": severity, "slo": objective.name},
                 "annotations": {
                     "summary": f"The error budget of {objective.name} burns too fast: {objective.words}.",
-                    "description": "oxherd slo report says what is left of it.",
+                    "description": "oxherd slo status says what is left of it.",
+                    **_linked(runbooks, f"slo-burn-{speed}"),
                 },
             }
 

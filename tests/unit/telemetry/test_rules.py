@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from oxherd.telemetry.metrics import SERIES
 from oxherd.telemetry.rules import ALERTS, groups, page, series
 from oxherd.telemetry.slo import DEFAULTS, Objective, Sli
 
-NAMES = {row.name: row for row in SERIES}
+RUNBOOKS = Path(__file__).parents[3] / "docs" / "runbooks"
 OBJECTIVES = (
     *DEFAULTS,
     Objective("attempts", Sli.ATTEMPTS, 0.9),
@@ -78,6 +79,14 @@ def test_a_selector_of_what_is_not_declared_is_refused():
         series("made_up")
     with pytest.raises(KeyError, match="colour"):
         series("jobs", colour="red")
+
+
+def test_alerts_link_to_runbooks_that_exist():
+    rules = [rule for group in groups(OBJECTIVES, runbooks="https://wiki/r") for rule in group["rules"]]
+    links = {rule["annotations"]["runbook"] for rule in rules if "runbook" in rule.get("annotations", {})}
+    assert len(links) > 5
+    for link in links:
+        assert (RUNBOOKS / link.removeprefix("https://wiki/r/")).exists()
 
 
 def test_the_dashboard_has_a_panel_for_each_series_and_overlaps_nowhere():
