@@ -103,15 +103,18 @@ ALERTS: tuple[Alert, ...] = (
         "OxherdFailures",
         f"sum by (job) (rate({_FAILED}[15m])) / sum by (job) (rate({_OVER}[15m])) > 0.2 "
         f"and sum by (job) (increase({_FAILED}[15m])) > 5",
-        "5m", "page", "More than a fifth of the jobs fail.", "oxherd jobs dead; the label kind of oxherd_jobs_total.", "failure-spike",
+        "5m", "page", "More than a fifth of the jobs fail.", "oxherd jobs dead; the label kind of oxherd_jobs_total.",
+        "failure-spike",
     ),
     Alert(
         "OxherdQuarantined", _grew(series("jobs", kind="quarantined"), "15m"), "0s", "ticket",
-        "A job keeps killing its workers and was taken out of circulation.", "Their memory and logs at that time.", "quarantined",
+        "A job keeps killing its workers and was taken out of circulation.", "Their memory and logs at that time.",
+        "quarantined",
     ),
     Alert(
         "OxherdLongWaits", "max by (job) (oxherd:job_wait_seconds:p95_5m) > 600", "10m", "ticket",
-        "Jobs wait longer than ten minutes for a slot.", "More workers, or JOB_CONCURRENCY; is the gate closed?", "queue-age",
+        "Jobs wait longer than ten minutes for a slot.", "More workers, or JOB_CONCURRENCY; is the gate closed?",
+        "queue-age",
     ),
     Alert(
         "OxherdStalledJobs", f"sum by (job) (increase({series('jobs_stalled')}[30m])) > 3", "0s", "ticket",
@@ -131,7 +134,8 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "OxherdStoreAway", f"{series('store_up')} == 0", "1m", "page",
-        "The database takes no writes, and finished jobs wait for it.", "The database; nothing is lost meanwhile.", "store-away",
+        "The database takes no writes, and finished jobs wait for it.", "The database; nothing is lost meanwhile.",
+        "store-away",
     ),
     Alert(
         "OxherdRedisFull", _grew(series("redis_refusals", code="OOM"), "15m"), "0s", "page",
@@ -154,7 +158,8 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "OxherdCapReached", _grew(series("budget_refusals", scope="global"), "15m"), "0s", "page",
-        "The day's cap on money is reached, and workers take no more jobs.", "oxherd spend report; BUDGET_DAILY_USD.", "intake-stopped",
+        "The day's cap on money is reached, and workers take no more jobs.", "oxherd spend report; BUDGET_DAILY_USD.",
+        "intake-stopped",
     ),
     Alert(
         "OxherdSpendUnknown", _grew(series("spend_unknown"), "1h"), "0s", "ticket",
