@@ -6,17 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
 
 from fakes.openrouter import KEY, PRICE, FakeOpenRouter, Refuses, calls, says
-from oxherd import settings
-from oxherd.app import Service, build_store, queue_client
 from oxherd.cli import app
 from oxherd.herd import Herd
-from oxherd.store.migrate import migrate
-from oxherd.telemetry.events import BudgetReached, GateChanged, JobEnded, attach
+from oxherd.telemetry.events import BudgetReached, GateChanged
+from oxherd.testing import serving
 
 AGENT = {"name": "support", "model": "m", "instructions": "Be short."}
 
@@ -28,70 +27,46 @@ async def fake() -> AsyncIterator[FakeOpenRouter]:
 
 
 @pytest.fixture
-def environ(redis_url, queue_name, fake, database_url) -> dict[str, str]:
-    variables = {"REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name, "PORT": "0", "HOST": "127.0.0.1"}
-    return variables | {"OPENROUTER_BASE_URL": fake.url, "OPENROUTER_API_KEY": KEY, "DATABASE_URL": database_url}
+def environ(redis_url, queue_name, fake, runs_url) -> dict[str, str]:
+    variables = {"REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name}
+    return variables | {"OPENROUTER_BASE_URL": fake.url, "OPENROUTER_API_KEY": KEY, "DATABASE_URL": runs_url}
 
 
-class Heard:
-    """What the worker said, and a way to wait for it."""
-
-    def __init__(self) -> None:
-        self.events: asyncio.Queue = asyncio.Queue()
-        self.stop = attach(self.events.put_nowait, JobEnded, GateChanged, BudgetReached)
-
-    async def next(self, kind):
-        async with asyncio.timeout(10):
-            while not isinstance(event := await self.events.get(), kind):
-                pass
-        return event
+@pytest.fixture
+def working(redis_url, queue_name, fake, runs_url):
+    """A worker with further variables."""
+    return partial(
+        serving, Herd(), redis_url=redis_url, queue=queue_name, database_url=runs_url, model=fake.url,
+        OPENROUTER_API_KEY=KEY,
+    )  # fmt: skip
 
 
-async def test_the_day_s_cap_ends_the_run_closes_the_gate_and_tells(environ, fake, database_url):
-    await migrate(database_url)
-    known = settings.load(environ | {"BUDGET_DAILY_USD": str(PRICE)})
+async def test_the_day_s_cap_ends_the_run_closes_the_gate_and_tells(working, fake):
     fake.script(says("Hi"))
-    heard = Heard()
-    service = Service(known, Herd(), store=build_store(known))
-    await service.start()
-    try:
-        async with queue_client(known) as (producer, admin):
-            await producer.add("agent.run", {"agent": AGENT, "input": "hello"})
-            assert (await heard.next(JobEnded)).outcome == "completed"
+    async with working(BUDGET_DAILY_USD=str(PRICE)) as worker:
+        first = await worker.add("agent.run", {"agent": AGENT, "input": "hello"})
+        assert (await worker.ended(first)).outcome == "completed"
 
-            refused = await producer.add("agent.run", {"agent": AGENT, "input": "hello"})
-            reached = await heard.next(BudgetReached)
-            assert (reached.scope, reached.agent, reached.cap_usd) == ("global", "support", float(PRICE))
-            closed = await heard.next(GateChanged)
-            assert "BUDGET_DAILY_USD" in closed.reason
-            assert "oxherd gate open" in closed.reason
-            ended = await heard.next(JobEnded)
-            assert (ended.id, ended.outcome) == (refused, "failed")
+        refused = await worker.add("agent.run", {"agent": AGENT, "input": "hello"})
+        (reached,) = await worker.events.wait(BudgetReached)
+        assert (reached.scope, reached.agent, reached.cap_usd) == ("global", "support", float(PRICE))
+        (closed,) = await worker.events.wait(GateChanged)
+        assert "BUDGET_DAILY_USD" in closed.reason
+        assert "oxherd gate open" in closed.reason
+        assert (await worker.ended(refused)).outcome == "failed"
 
-            waiting = await producer.add("agent.run", {"agent": AGENT, "input": "hello"})
-            assert await admin.state(waiting) == "wait"
-            assert len(fake.requests) == 1
-    finally:
-        heard.stop()
-        await service.close()
+        waiting = await worker.add("agent.run", {"agent": AGENT, "input": "hello"})
+        assert await worker.admin.state(waiting) == "wait"
+        assert len(fake.requests) == 1
 
 
-async def test_what_a_run_had_when_its_budget_ended_it_is_kept_in_its_record(environ, fake, database_url, monkeypatch):
-    await migrate(database_url)
-    known = settings.load(environ)
+async def test_what_a_run_had_when_its_budget_ended_it_is_kept_in_its_record(working, environ, fake, monkeypatch):
     fake.script(calls(("look", {"what": "an ox"}), content="I look it up."))
-    heard = Heard()
-    service = Service(known, Herd(), store=build_store(known))
-    await service.start()
-    try:
-        async with queue_client(known) as (producer, _):
-            job_id = await producer.add(
-                "agent.run", {"agent": {**AGENT, "budget": {"steps": 1}}, "input": "How big?"}, attempts=3
-            )
-            ended = await heard.next(JobEnded)
-    finally:
-        heard.stop()
-        await service.close()
+    async with working() as worker:
+        job_id = await worker.add(
+            "agent.run", {"agent": {**AGENT, "budget": {"steps": 1}}, "input": "How big?"}, attempts=3
+        )
+        ended = await worker.ended(job_id)
     assert (ended.outcome, ended.kind) == ("failed", "budget")
 
     for name, value in environ.items():
@@ -107,21 +82,11 @@ async def test_what_a_run_had_when_its_budget_ended_it_is_kept_in_its_record(env
     assert 'partial      {"output":"I look it up."' in await asyncio.to_thread(show)
 
 
-async def test_the_report_agrees_with_the_bill_of_completed_and_failed_jobs(environ, fake, database_url, monkeypatch):
-    await migrate(database_url)
-    known = settings.load(environ | {"BUDGET_TENANT_DAILY_USD": "5"})
+async def test_the_report_agrees_with_the_bill_of_completed_and_failed_jobs(working, environ, fake, monkeypatch):
     fake.script(says("Hi"), says("Hi"), Refuses(400))
-    heard = Heard()
-    service = Service(known, Herd(), store=build_store(known))
-    await service.start()
-    try:
-        async with queue_client(known) as (producer, _):
-            for tenant in ("acme", "umbrella", "acme"):
-                await producer.add("agent.run", {"agent": AGENT, "input": "hello", "tenant": tenant})
-                await heard.next(JobEnded)
-    finally:
-        heard.stop()
-        await service.close()
+    async with working(BUDGET_TENANT_DAILY_USD="5") as worker:
+        for tenant in ("acme", "umbrella", "acme"):
+            await worker.ended(await worker.add("agent.run", {"agent": AGENT, "input": "hello", "tenant": tenant}))
 
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 
@@ -11,20 +10,21 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from oxherd import settings
-from oxherd.app import Service, build_store, queue_client, run_loop
+from oxherd.app import queue_client, run_loop
 from oxherd.cli import app
 from oxherd.cli.runs import waterfall
 from oxherd.errors import Fatal
 from oxherd.herd import Herd
-from oxherd.store.migrate import migrate
-from oxherd.telemetry.events import JobEnded, attach
+from oxherd.telemetry.events import JobEnded
+from oxherd.testing import serving
 
 
 class Place:
     """A queue, a database, a program with three paid steps, and what ran."""
 
-    def __init__(self, known: settings.Settings) -> None:
-        self.known = known
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+        self.known = settings.load(environ)
         self.ran: Counter[str] = Counter()
         self.effects: set[str] = set()
         self.broken = False
@@ -54,17 +54,9 @@ class Place:
         """Let a worker run until a job has ended."""
 
         async def work() -> JobEnded:
-            ended = asyncio.get_running_loop().create_future()
-            detach = attach(lambda event: ended.done() or ended.set_result(event), JobEnded)
-            service = Service(self.known, self.herd, store=build_store(self.known))
-            await service.start()
-            try:
-                async with asyncio.timeout(20):
-                    return await ended
-            finally:
-                detach()
-                await service.worker.stop(grace=10)
-                await service.close()
+            known = {"redis_url": self.environ["REDIS_URL"], "database_url": self.environ["DATABASE_URL"]}
+            async with serving(self.herd, **known, queue=self.environ["JOB_QUEUE_NAME"]) as worker:
+                return (await worker.events.wait(JobEnded))[0]
 
         return run_loop(work())
 
@@ -84,15 +76,11 @@ class Place:
 
 
 @pytest.fixture
-def place(redis_url, database_url, queue_name, monkeypatch) -> Place:
-    asyncio.run(migrate(database_url))
-    environ = {
-        "REDIS_URL": redis_url, "DATABASE_URL": database_url, "JOB_QUEUE_NAME": queue_name, "PORT": "0",
-        "HOST": "127.0.0.1",
-    }  # fmt: skip
+def place(redis_url, runs_url, queue_name, monkeypatch) -> Place:
+    environ = {"REDIS_URL": redis_url, "DATABASE_URL": runs_url, "JOB_QUEUE_NAME": queue_name}
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    return Place(settings.load(environ))
+    return Place(environ)
 
 
 def oxherd(*words: str, exit_code: int = 0) -> str:
