@@ -19,6 +19,7 @@ from oxherd.clock import mono
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
@@ -30,7 +31,9 @@ from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
 from oxherd.telemetry.slo import load_promises
 from oxherd.vault.keyring import KeyRing
+from oxherd.vault.links import Links
 from oxherd.vault.vault import Vault
+from oxherd.worker.approvals import Approvals, Asking
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
 from oxherd.worker.indicators import Indicators
@@ -136,6 +139,18 @@ def built_in_handlers(run_agent: Callable[..., Awaitable[Any]]) -> dict[str, Han
     return {"agent.run": make_handler("agent.run", run_agent), "oxherd.echo": make_handler("oxherd.echo", echo)}
 
 
+def build_links(settings: Settings) -> Links:
+    """Links that answer questions; none are made without ENCRYPTION_KEY and an address."""
+    ring = KeyRing.of(settings.encryption_key, settings.encryption_keys_previous)
+    return Links(ring, settings.reached_at)
+
+
+def build_approvals(settings: Settings, store: Store, link: Link) -> Approvals:
+    """Questions to people, and answering them."""
+    keys = keys_of(settings)
+    return Approvals(store, Answers(link, keys), queue=keys.queue, links=build_links(settings))
+
+
 class Service:
     """A whole worker process: store, agents, worker, HTTP; started in this order, stopped in reverse.
 
@@ -164,6 +179,7 @@ class Service:
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
             store=store, runner=self._gated(self._agents.run), vault=build_vault(settings, store),
+            asking=Asking(settings.approval_timeout, herd.notify, build_links(settings)),
             limits=limits or limits_of(settings), hide=logs.Redactor(settings.secrets).text, told=told_of,
         )  # fmt: skip
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)

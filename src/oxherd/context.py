@@ -1,11 +1,12 @@
-"""What a handler is given: its job, durable steps, progress, logs, agents."""
+"""What a handler is given: its job, durable steps, people's answers, progress, logs, agents."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter
 
 from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
-from oxherd.errors import JobCancelled, JournalMismatch, NoCredential, StepRepeated
+from oxherd.errors import Fatal, JobCancelled, JournalMismatch, NoCredential, StepRepeated, Waiting
 from oxherd.job import Job
 from oxherd.telemetry.events import Ending, StepEnded, StepReplayed, StepStarted, emit, spanning
 
@@ -65,7 +66,7 @@ class Step:
         key: its name, unique within the run.
         inputs: BLAKE2b of its arguments, hex, to notice a changed program.
         output: its result as JSON.
-        kind: step, model, tool, or agent: which version of an agent the run uses.
+        kind: step, model, tool, wait (a person's answer), or agent: which version of an agent the run uses.
         usage: what it cost, or None where it is not a paid call.
         attempt: the fencing number of the attempt that ran it.
         started_at: wall ms.
@@ -179,8 +180,77 @@ class Hidden(Protocol):
         """The value itself. Call it only where the value leaves the process."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person answered, or that nobody did.
+
+    Attributes:
+        approved: yes. False for no, and where nobody answered.
+        value: more than yes or no, as plain data; None where nothing of the kind was said.
+        by: who answered; empty where nobody did.
+        expired: nobody answered in time.
+        at: when, wall ms.
+        message: the person's words, or empty.
+    """
+
+    approved: bool
+    value: Any
+    by: str
+    expired: bool
+    at: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question, for whoever tells a person of it.
+
+    Attributes:
+        id: what `oxherd approvals` calls it.
+        name: the step that the answer will be.
+        about: what the person is shown.
+        expires_at: wall ms.
+        url: a page on which whoever has the link can answer, once. None unless ENCRYPTION_KEY and PUBLIC_URL are set.
+    """
+
+    id: str
+    name: str
+    about: Any
+    expires_at: int
+    url: Hidden | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of a question.
+
+    Attributes:
+        ask: the question as it stands.
+        inputs: digest of what it was asked with, perhaps by an earlier attempt.
+        answer: None while it is open.
+        asked_at: wall ms.
+        left_ms: until it expires.
+    """
+
+    ask: Ask
+    inputs: str
+    answer: Answer | None
+    asked_at: int
+    left_ms: int
+
+
+class Waits(Protocol):
+    """Where one run's questions are kept."""
+
+    notify: Notify | None
+
+    async def open(self, key: str, *, inputs: str, about: Any, lasts: str | float | None) -> Asked:
+        """Ask, or look what became of an earlier asking. Raises LeaseLost where a later attempt has begun."""
+
+
 AgentRunner = Callable[["Context", Any, Any], Any]
 Credentials = Callable[[str | None, str], Awaitable[Hidden]]
+Notify = Callable[["Context", Ask], Any]
 
 
 @dataclass(slots=True)
@@ -194,6 +264,8 @@ class _Scope:
         task: in which its steps come one after the other.
         asked: how many did.
         spawned: how many children were added in it.
+        around: the scope that it is in.
+        still: whether it has ended, or goes on only with an answer.
     """
 
     prefix: str = ""
@@ -201,6 +273,8 @@ class _Scope:
     task: asyncio.Task[Any] | None = None
     asked: int = 0
     spawned: int = 0
+    around: _Scope | None = None
+    still: bool = False
 
     def next_place(self) -> str:
         """The place of a step that is asked for now, empty where there is none."""
@@ -210,9 +284,9 @@ class _Scope:
         return f"{self.place}{self.asked}"
 
     @classmethod
-    def inside(cls, key: str, place: str) -> _Scope:
+    def inside(cls, key: str, place: str, around: _Scope) -> _Scope:
         """That of a step which begins to run in the calling task."""
-        return cls(f"{key}/", f"{place}." if place else None, asyncio.current_task())
+        return cls(f"{key}/", f"{place}." if place else None, asyncio.current_task(), around=around)
 
 
 _within: ContextVar[_Scope | None] = ContextVar("oxherd_step", default=None)
@@ -227,9 +301,13 @@ class Context:
         usage: tokens and money of this run, replayed steps included.
         feed: where the run is told to those who follow it; None while nobody asked.
         open_steps: the kind of each step that runs now, by its key.
+        open_waits: the questions that nobody has answered yet by their ids: step, and when they expire, monotonic s.
+        waiting: raised where the handler could not go on without an answer; None while there was no such place.
     """
 
     __slots__ = (
+        "_at_rest",
+        "_busy",
         "_cancelled",
         "_credentials",
         "_hide",
@@ -240,16 +318,19 @@ class Context:
         "_runner",
         "_scopes",
         "_seen",
+        "_waits",
         "_wire",
         "alive_at",
         "feed",
         "job",
         "open_steps",
+        "open_waits",
         "tenant",
         "usage",
+        "waiting",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
         self,
         job: Job,
         *,
@@ -258,6 +339,7 @@ class Context:
         runner: AgentRunner,
         tenant: str | None = None,
         credentials: Credentials | None = None,
+        waits: Waits | None = None,
         hide: Callable[[str], str] = str,
         feed: Feed | None = None,
     ) -> None:
@@ -271,6 +353,7 @@ class Context:
         self._wire = wire
         self._runner = runner
         self._credentials = credentials
+        self._waits = waits
         self._hide = hide
         self._scopes: dict[str, int] = {}
         self._seen: set[str] = set()
@@ -278,6 +361,10 @@ class Context:
         self._root = _Scope()
         self._live = False  # once a step has run, which an earlier attempt may have seen fail, others may follow
         self._cancelled: str | None = None
+        self._busy = 0  # steps that run and do not wait for an answer
+        self._at_rest: asyncio.Event | None = None
+        self.open_waits: dict[str, tuple[str, float]] = {}
+        self.waiting: Waiting | None = None
 
     @property
     def attempt(self) -> int:
@@ -326,32 +413,40 @@ class Context:
             ResultInvalid: the result can't be written as JSON.
             LeaseLost: another worker has the job; nothing was written.
         """
+        inputs = _digest(args, kwargs)
+        key, place, done = self._place_step(name, inputs)
+        if done is None:
+            self._live = True
+            begin = partial(_call, function, args, kwargs)
+            done = await self._told(key, kind, self._run_step(key, place, inputs, begin, kind, usage))
+            self._count(done)
+        elif key not in self._inner:
+            self._replay(*self._journal.within(key), done)  # those inside it are not asked for
+        self._finish_step(done)
+        return _typed(function, done.output)
+
+    def _place_step(self, name: str, inputs: str) -> tuple[str, str, Step | None]:
+        """The key and the place of a step that is asked for now, and the step itself where it is kept."""
         self.check()
-        scope = self._scope()
         key = self.key_of(name)
         if key in self._seen:
             raise StepRepeated(
                 f"step {key!r} ran twice in one run", hint="give each step its own name, such as f'{name}-{i}'"
             )
         self._seen.add(key)
-        place, inputs = scope.next_place(), _digest(args, kwargs)
-        counted = self._inner.get(key)
-        done = counted or self._journal.find(key)
+        place = self._scope().next_place()
+        done = self._inner.get(key) or self._journal.find(key)
         self._compare(key, place, inputs, done)
-        if done is None:
-            self._live = True
-            begin = partial(_call, function, args, kwargs)
-            done = await self._told(key, kind, self._run_step(key, place, inputs, begin, kind, usage))
-            self._count(done)
-        elif counted is None:
-            emit(StepReplayed(id=self.job.id, step=key, kind=done.kind))
-            self._replay(*self._journal.within(key), done)  # those inside it are not asked for
-        if scope.prefix:
-            self._inner[key] = done
+        return key, place, done
+
+    def _finish_step(self, done: Step) -> None:
+        if self._scope().prefix:
+            self._inner[done.key] = done
         self.alive_at = mono()
-        return _typed(function, done.output)
 
     def _replay(self, *steps: Step) -> None:
+        """Take a step from the journal, the last of these, and those that are inside it."""
+        emit(StepReplayed(id=self.job.id, step=steps[-1].key, kind=steps[-1].kind))
         self._count(*steps)
         if self.feed is not None:
             for step in steps:
@@ -400,11 +495,14 @@ class Context:
         if there is None or there.key == key:
             there = kept
         if there is not None and (there.key, there.inputs) != (key, inputs):
-            raise JournalMismatch(
-                kept=_described(there.place, there.key, there.inputs),
-                asked=_described(place, key, inputs),
-                hint=f"deploy the former program, or: oxherd runs replay {self.job.id} --fork-from {quote(there.key)}",
-            )
+            raise self._mismatch(_described(there.place, there.key, there.inputs), place, key, inputs, there.key)
+
+    def _mismatch(self, kept: str, place: str, key: str, inputs: str, fork_from: str) -> JournalMismatch:
+        return JournalMismatch(
+            kept=kept,
+            asked=_described(place, key, inputs),
+            hint=f"deploy the former program, or: oxherd runs replay {self.job.id} --fork-from {quote(fork_from)}",
+        )
 
     async def _run_step(
         self, key: str, place: str, inputs: str, run: Callable[[], Awaitable[Any]], kind: str, usage: Usage | None
@@ -415,7 +513,7 @@ class Context:
             journal_s = mono() - saving if saving is not None else 0.0
             return StepEnded(self.job.id, key, kind, how.outcome, how.seconds, journal_s, how.error)
 
-        with spanning(StepStarted(self.job.id, key, kind), ending):
+        with spanning(StepStarted(self.job.id, key, kind), ending), self._inside(key, place):
             step = await self._make_step(key, place, inputs, run, kind, usage)
             saving = mono()
             await self._journal.save(step)
@@ -427,11 +525,7 @@ class Context:
         self, key: str, place: str, inputs: str, run: Callable[[], Awaitable[Any]], kind: str, usage: Usage | None
     ) -> Step:
         started_at, begun = wall_ms(), mono()
-        outer = _within.set(_Scope.inside(key, place))
-        try:
-            value = await run()
-        finally:
-            _within.reset(outer)
+        value = await run()
         return Step(
             key=key,
             inputs=inputs,
@@ -443,6 +537,123 @@ class Context:
             ms=(mono() - begun) * 1000,
             place=place,
         )
+
+    @contextmanager
+    def _inside(self, key: str, place: str) -> Iterator[None]:
+        """What is asked for meanwhile, in this task and those it makes, belongs to the step; and the step is busy."""
+        scope = _Scope.inside(key, place, self._scope())
+        outer = _within.set(scope)
+        self._busy += 1
+        try:
+            yield
+        finally:
+            _within.reset(outer)
+            self._rest(scope)
+
+    def _rest(self, scope: _Scope) -> None:
+        """The step is not busy any more."""
+        if not scope.still:
+            scope.still = True
+            self._busy -= 1
+            if not self._busy and self._at_rest is not None:
+                self._at_rest.set()
+
+    async def wait_for(
+        self,
+        name: str,
+        *,
+        timeout: str | float | None = None,  # noqa: ASYNC109  a person's time, not this call's
+        about: Any = None,
+        notify: Notify | None = None,
+    ) -> Answer:
+        """Ask a person, and wait for the answer without holding a slot or a lease.
+
+        While there is no answer this raises `Waiting`: the job is parked, and runs again from the journal once somebody
+        has answered (`oxherd approvals`, the API, a link) or the time is over. Steps that run side by side with it are
+        waited for first, and several questions may be open at once. What is not in a step is done again.
+
+        Parameters:
+            name: unique within the run, as for `step`.
+            timeout: how long the question stands, such as "24h" or seconds; APPROVAL_TIMEOUT when left out. It counts
+                from the first asking.
+            about: what the person is shown: plain data without secrets. An answer is for this alone, so it must be
+                the same on every attempt.
+            notify: called as `notify(ctx, ask)`, in a step of its own, to tell a person; `Herd.on_approval` when left
+                out.
+
+        Returns:
+            The answer. That nobody answered is one, too: `expired`, and not `approved`.
+
+        Raises:
+            Waiting: see above. A handler that catches it and returns is parked all the same.
+            StepRepeated, JournalMismatch, ResultInvalid, LeaseLost: see `step`.
+            Fatal: the timeout is none, or there is no store to keep a question in.
+        """
+        inputs = _digest((about,), {})
+        key, place, done = self._place_step(name, inputs)
+        if done is None:
+            self._live = True
+            done = await self._told(key, "wait", self._ask(key, place, inputs, about, timeout, notify))
+        elif key not in self._inner:
+            self._replay(done)
+        self._finish_step(done)
+        return Answer(**decode(done.output))
+
+    async def _ask(
+        self, key: str, place: str, inputs: str, about: Any, lasts: str | float | None, notify: Notify | None
+    ) -> Step:
+        with self._inside(key, place):
+            asked = await self._open(key, place, inputs, about, lasts)
+            if asked.answer is not None:
+                return await self._keep_answer(key, place, asked, asked.answer)
+            await self._tell(asked, notify)
+        raise await self._nothing_else_to_do(key)
+
+    async def _open(self, key: str, place: str, inputs: str, about: Any, lasts: str | float | None) -> Asked:
+        if self._waits is None:
+            raise Fatal(
+                f"ctx.wait_for({key!r}) needs a store: the answer may come when this worker is gone",
+                hint="set DATABASE_URL, and start without --no-store",
+            )
+        asked = await self._waits.open(key, inputs=inputs, about=about, lasts=lasts)
+        if asked.inputs != inputs:
+            raise self._mismatch(_described("", key, asked.inputs), place, key, inputs, key)
+        return asked
+
+    async def _tell(self, asked: Asked, notify: Notify | None) -> None:
+        assert self._waits is not None
+        self.open_waits[asked.ask.id] = asked.ask.name, mono() + asked.left_ms / 1000
+        if tell := notify or self._waits.notify:
+            await self.step("notify", partial(_notified, tell, self, asked.ask))
+
+    async def _keep_answer(self, key: str, place: str, asked: Asked, answer: Answer) -> Step:
+        step = Step(
+            key=key,
+            inputs=asked.inputs,
+            output=encode(answer),
+            kind="wait",
+            usage=None,
+            attempt=self.job.fence,
+            started_at=asked.asked_at,
+            ms=float(max(answer.at - asked.asked_at, 0)),
+            place=place,
+        )
+        await self._journal.save(step)
+        return step
+
+    async def _nothing_else_to_do(self, key: str) -> Waiting:
+        """Wait until no step is busy: what those beside this one do is kept, and not done again."""
+        scope: _Scope | None = self._scope()
+        while scope is not None and scope is not self._root:
+            self._rest(scope)
+            scope = scope.around
+        await asyncio.sleep(0)  # tasks that were made together with this one begin
+        while self._busy:
+            self._at_rest = self._at_rest or asyncio.Event()
+            self._at_rest.clear()
+            await self._at_rest.wait()
+        self.waiting = Waiting(f"waits for an answer to {key!r}")
+        return self.waiting
 
     def scope(self, name: str) -> str:
         """A prefix for steps that belong together: `name`, or `name#2`, `name#3`, … when it was given out before.
@@ -549,6 +760,10 @@ class Context:
         """
         path = f"{self.job.id}@{self.job.timestamp}/{self._scope().prefix}{name}"
         return hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
+
+
+async def _notified(notify: Notify, ctx: Context, ask: Ask) -> None:
+    await _call(notify, (ctx, ask), {})  # what it returns is not kept: it may hold the link
 
 
 async def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -12,9 +12,11 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
-│   └── ScheduleNotFound        no job scheduler with that id on the queue                        1
+│   ├── ScheduleNotFound        no job scheduler with that id on the queue                        1
+│   └── ApprovalNotFound        nobody was asked such a question                                  1
 ├── JobStateError               the job is not in the state the action needs                      1
 ├── KeyReused                   an idempotency key came with another request before               1
+├── ApprovalClosed              it was answered already, has expired, or its job is gone          1
 └── JobError                    how a job can end other than by returning                         1
     ├── Fatal                   fail now, whatever attempts are left (UnrecoverableError)
     │   ├── PayloadInvalid      the job's data does not fit the handler's type
@@ -42,6 +44,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     ├── RetryLater              try again after `seconds`; no attempt is spent
     │   └── OutOfCredit         the model service wants to be paid first; workers close their intake gate
     ├── WaitForChildren         park the job until its children have finished
+    ├── Waiting                 park the job until somebody has answered
     ├── JobTimeout              the total or idle time limit passed
     ├── JobCancelled            somebody cancelled the job
     └── LeaseLost               another worker owns the job now: stop, write nothing
@@ -148,6 +151,22 @@ class JobStateError(OxherdError):
 
 class KeyReused(OxherdError):
     """An idempotency key came with another request before."""
+
+
+class ApprovalNotFound(NotFound):
+    """Nobody was asked such a question."""
+
+
+class ApprovalClosed(OxherdError):
+    """The question was answered already, has expired, or its job is gone.
+
+    Parameters:
+        state: answered, expired or withdrawn.
+    """
+
+    def __init__(self, message: str, *, state: str) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class JobError(OxherdError):
@@ -297,6 +316,10 @@ class WaitForChildren(JobError):
 
     def __init__(self) -> None:
         super().__init__("waiting for its children")
+
+
+class Waiting(JobError):
+    """Raised by `ctx.wait_for` while there is no answer: the job is parked, and run again when there is one."""
 
 
 class JobTimeout(JobError):

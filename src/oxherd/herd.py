@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from oxherd.agents import Agent, Budget
-from oxherd.context import Context
+from oxherd.context import Context, Notify
 from oxherd.errors import UsageError
 from oxherd.settings import parse_duration
 from oxherd.worker.handlers import Handler, make_handler
@@ -21,6 +21,7 @@ class Herd:
     def __init__(self) -> None:
         self.handlers: dict[str, Handler] = {}
         self.agents: dict[str, Agent] = {}
+        self.notify: Notify | None = None
 
     def job(
         self,
@@ -59,6 +60,20 @@ class Herd:
             return function
 
         return register
+
+    def on_approval(self, notify: F) -> F:
+        """Register `notify(ctx, ask)`, which tells a person of a question that a job asks.
+
+        It is called, as a step of the job, for tools with `approve=True` and for each `ctx.wait_for` without a
+        `notify` of its own. `ask` is an `oxherd.context.Ask`.
+
+        Raises:
+            UsageError: there is one already.
+        """
+        if self.notify is not None:
+            raise UsageError("there is an on_approval already")
+        self.notify = notify
+        return notify
 
     def agent(self, name: str, **definition: Any) -> Agent:
         """Define an agent, see `Agent` for the parameters; jobs can then call it by name.

@@ -138,8 +138,22 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for somebody's answer, at most for `delay_ms`; no attempt is spent.
+
+    Attributes:
+        delay_ms: until the first of its questions expires.
+        waits: the ids of its open questions.
+    """
+
+    delay_ms: int
+    reason: str
+    waits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The lease is lost: forget the job, another worker has it."""
 
 
-Outcome = Done | Retry | Fail | Delay | HandBack | Park | Drop
+Outcome = Done | Retry | Fail | Delay | HandBack | Park | Wait | Drop

@@ -197,6 +197,13 @@ def parse_keys(text: str) -> tuple[Secret, ...]:
     return tuple(keys)
 
 
+def _longer_than_nothing(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError("must be above 0")
+    return seconds
+
+
 def _secret(text: str) -> Secret:
     return Secret(text)
 
@@ -376,6 +383,14 @@ TABLE: tuple[Variable, ...] = (
         "0 is no limit.",
     ),
     Variable(
+        "APPROVAL_TIMEOUT", "duration", _longer_than_nothing, "24h", False, "nobody",
+        "How long a question to a person stands, unless its handler says otherwise; then nobody has answered.",
+    ),
+    Variable(
+        "PUBLIC_URL", "URL (http, https)", _http_url, None, False, "links that answer a question, except on Railway",
+        "Where people reach this worker's HTTP server, such as https://oxherd.example.com.",
+    ),
+    Variable(
         "JOB_CRASH_LIMIT", "whole number, 0 to 100", _count(0, 100), "2", False, "nobody",
         "How many times a job may take its worker down before it is quarantined as failed.",
     ),
@@ -442,6 +457,10 @@ TABLE: tuple[Variable, ...] = (
         "RAILWAY_GIT_COMMIT_SHA", "text", str, "", False, "nobody",
         "Set by Railway; shown as the commit in /health and the start-up line.",
     ),
+    Variable(
+        "RAILWAY_PUBLIC_DOMAIN", "text", str, "", False, "nobody",
+        "Set by Railway; used where PUBLIC_URL is not set.",
+    ),
 )  # fmt: skip
 
 
@@ -465,6 +484,8 @@ class Settings:
     job_concurrency: int
     job_timeout: float
     job_idle_timeout: float
+    approval_timeout: float
+    public_url: str | None
     job_crash_limit: int
     shutdown_grace: float
     port: int
@@ -482,11 +503,17 @@ class Settings:
     alert_email_from: str
     runbooks_url: str
     railway_git_commit_sha: str
+    railway_public_domain: str
 
     @property
     def has_store(self) -> bool:
         """Whether a database is configured."""
         return self.database_url is not None or self.supabase_url is not None
+
+    @property
+    def reached_at(self) -> str | None:
+        """Where people reach the HTTP server, or None where nobody said."""
+        return self.public_url or (f"https://{self.railway_public_domain}" if self.railway_public_domain else None)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:

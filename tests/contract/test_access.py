@@ -31,6 +31,8 @@ insert into oxherd.spend (id, run_id, step, fence, agent, model, state, at)
     values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'reserved', now());
 insert into oxherd.audit_log (actor, source, action, target, detail, outcome)
     values ('token', '127.0.0.1', 'cancelJob', '1', '{}', 200);
+insert into oxherd.waits (run_id, key, id, nonce, queue, job_id, job, inputs, state, asked_at, expires_at)
+    values ('q/1@1', 'refund', '00000000000000aa', 'n', 'q', '1', 'n', '', 'open', now(), now() + interval '1 hour');
 insert into oxherd.credentials (tenant, name, envelope) values ('acme', 'stripe', 'oxherd1.0a1b2c3d.33.x');
 """
 
@@ -168,6 +170,13 @@ async def test_the_service_role_may_call_what_the_store_calls(connection):
         "list_credentials": '{"limit": 5}',
         "count_credentials": "{}",
         "swap_credentials": "[]",
+        "open_wait": '{"run_id": "q/1@1", "key": "other", "id": "00000000000000bb", "nonce": "n", "queue": "q", '
+        '"job_id": "1", "job": "n", "inputs": "", "timeout_ms": 1, "fence": 1, "attempt_started_at": 1}',
+        "answer_wait": '{"id": "00000000000000aa", "approved": true, "message": "", "by": "ana"}',
+        "get_wait": '{"id": "00000000000000aa"}',
+        "list_waits": '{"queue": "q", "state": "open", "limit": 9}',
+        "withdraw_waits": '{"ids": []}',
+        "drop_steps": '{"run_id": "q/1@1", "key": "k"}',
     }
     for function, request in calls.items():
         assert isinstance(await tried(connection, "service_role", f"select oxherd.{function}('{request}')"), list)

@@ -37,6 +37,8 @@ VALUES = {
     "JOB_CONCURRENCY": ("100", "many"),
     "JOB_TIMEOUT": ("1.5m", "soon"),
     "JOB_IDLE_TIMEOUT": ("250ms", "-1"),
+    "APPROVAL_TIMEOUT": ("3d", "a day"),
+    "PUBLIC_URL": ("https://oxherd.example.com/", "oxherd.example.com"),
     "JOB_CRASH_LIMIT": ("0", "101"),
     "SHUTDOWN_GRACE": ("2h", "1 week"),
     "PORT": ("0", "65536"),
@@ -44,6 +46,7 @@ VALUES = {
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
     "RAILWAY_GIT_COMMIT_SHA": ("0123abc", None),
+    "RAILWAY_PUBLIC_DOMAIN": ("worker.up.railway.app", None),
 }
 GOOD = {name: good for name, (good, _) in VALUES.items()}
 BAD = {name: bad for name, (_, bad) in VALUES.items() if bad is not None}
@@ -62,6 +65,19 @@ def test_every_row_of_the_table_is_tried_here():
 def test_every_row_of_the_table_has_its_attribute():
     names = [field.name for field in dataclasses.fields(settings.Settings)]
     assert names == [variable.name.lower() for variable in TABLE]
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ({"PUBLIC_URL": "https://a.example/"}, "https://a.example"),
+        ({"RAILWAY_PUBLIC_DOMAIN": "b.up.railway.app"}, "https://b.up.railway.app"),
+        ({"PUBLIC_URL": "https://a.example", "RAILWAY_PUBLIC_DOMAIN": "b.up.railway.app"}, "https://a.example"),
+        ({}, None),
+    ],
+)
+def test_people_reach_the_worker_where_it_is_told_or_where_railway_says(given, known):
+    assert settings.load({"REDIS_URL": "redis://localhost"} | given).reached_at == known
 
 
 def test_good_values_are_parsed():

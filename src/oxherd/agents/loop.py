@@ -20,7 +20,7 @@ from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Delta, Usage
-from oxherd.errors import BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater, ToolsFailed
+from oxherd.errors import BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater, ToolsFailed, Waiting
 from oxherd.telemetry.events import (
     AgentEnded,
     AgentStarted,
@@ -247,10 +247,13 @@ class _Loop:
         refused = self._repeats.refusals(self._run.agent, calls)
         # All are waited for, also when one fails for good: what the others did is kept, not done again.
         ended = await asyncio.gather(*map(self._use, calls, refused), return_exceptions=True)
+        # What fails for good comes before what a person is asked: the answer would be of no use.
+        errors = [result for result in ended if isinstance(result, BaseException)]
+        errors.sort(key=lambda error: isinstance(error, Waiting))
         results: list[Mapping[str, Any]] = []
         for call, result in zip(calls, ended, strict=True):
             if isinstance(result, BaseException):
-                raise result
+                raise errors[0]
             results.append(result)
             self._run.messages.append({"role": "tool", "tool_call_id": call.id, "content": result["content"]})
         self._count_faults(calls[-1], results)
@@ -262,7 +265,10 @@ class _Loop:
         if call.name not in self._agent.toolbox:
             known = ", ".join(self._agent.toolbox) or "none"
             return _fault(f"there is no tool {call.name[:MAX_NAME]!r}; the tools are: {known}")
-        name = f"{self._scope}/tool-{self._tool_calls}-{call.name}"
+        number = self._tool_calls
+        if self._agent.toolbox[call.name].approve and (refusal := await self._refusal(call, number)):
+            return refusal
+        name = f"{self._scope}/tool-{number}-{call.name}"
         inner = Tally(self._tally)
         ran = partial(self._call_tool, inner, call.id)
         kept: Mapping[str, Any] = await self._ctx.step(name, ran, call.name, call.arguments, kind="tool")
@@ -271,6 +277,26 @@ class _Loop:
             inner.call(usage.calls)
             inner.add(usage)
         return kept
+
+    async def _refusal(self, call: ToolCall, number: int) -> Message | None:
+        """What the model is told where a person does not let it make the call; None where it may be made.
+
+        The person sees the arguments as the tool will get them, defaults included, and approves these alone.
+        """
+        try:
+            arguments = self._agent.toolbox[call.name].read(call.arguments)
+        except ArgumentsInvalid:
+            return None  # there is nothing to approve: the call will only tell what is wrong
+        answer = await self._ctx.wait_for(
+            f"{self._scope}/approve-{number}-{call.name}",
+            about={"agent": self._agent.name, "tool": call.name, "arguments": arguments},
+        )
+        if answer.approved:
+            return None
+        if answer.expired:
+            return _fault("this call needs a person's approval, and nobody answered in time; it was not made")
+        words = f": {answer.message}" if answer.message else ""
+        return _fault(f"a person denied this call; it was not made{words}")
 
     async def _call_tool(self, inner: Tally, call_id: str, name: str, arguments: str) -> Any:
         result: Mapping[str, Any] = {}

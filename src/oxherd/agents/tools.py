@@ -158,7 +158,8 @@ def tool(
             cancelled. A plain one can't be stopped: it goes on in a thread of its own, and its result is dropped.
         retries: how often it is called again after it has raised, with growing, jittered pauses. Not after `timeout`,
             nor for a JobError, nor for arguments that do not fit.
-        approve: whether each call waits for a person to approve it.
+        approve: whether each call waits for a person to approve it, with its arguments. Where the person denies it, or
+            nobody answers in time (APPROVAL_TIMEOUT), the model is told so.
 
     Raises:
         UsageError: a parameter has no type hint, or one that has no JSON schema; or an option makes no sense.

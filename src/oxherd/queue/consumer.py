@@ -18,7 +18,7 @@ import orjson
 
 from oxherd.clock import wall_ms
 from oxherd.errors import LeaseLost, RedisRefused, RedisUnreachable
-from oxherd.job import Delay, Done, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.job import Delay, Done, Fail, HandBack, Job, Outcome, Park, Retry, Wait
 from oxherd.queue.connection import PASSING, Connection, Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
@@ -210,7 +210,7 @@ class Consumer:
                 return self._retry_now(job, reason, stack)
             case Retry(delay_ms, reason, stack):
                 return self._delay(job, delay_ms, _failure(job, reason, stack), fetch=fetch, skip_attempt=False)
-            case Delay(delay_ms, _):
+            case Delay(delay_ms) | Wait(delay_ms):
                 return self._delay(job, max(delay_ms, 1), b"", fetch=fetch, skip_attempt=True)
             case HandBack():
                 return self._hand_back(job)

@@ -35,6 +35,7 @@ class Keys:
         self.control = self._ours + b"control"
         self.cancels = self._ours + b"cancels"
         self.gate = self._ours + b"gate"
+        self.answers = self._ours + b"answers"
         self.watch = self._ours + b"watch"
         self.sweep = self._ours + b"sweep"
         self.workers = self._ours + b"workers"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ class RunRecord:
         id: `<queue>/<job id>@<enqueued ms>`: a job id that is used again later is another run.
         fence: the attempt's fencing number; a write with a lower one than the row has is refused.
         attempt: which attempt, from 1 (deploys and crashes do not count).
-        status: running, completed, failed, retrying, delayed, handed_back or parked.
+        status: running, completed, failed, retrying, delayed, handed_back, parked (for its children) or waiting (for an
+            answer).
         input: the payload as the producer wrote it.
         output: the result as JSON, for completed runs; for those that a budget stopped, what they had.
         error, kind, stack: for the rest.
@@ -210,6 +211,67 @@ class AuditLine:
     outcome: int
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a job asks a person.
+
+    Attributes:
+        run_id, key: the run, and the step that the answer will be.
+        id: what people call it, the same for the same run and key.
+        nonce: in the links of this asking, so that they answer no other one.
+        queue, job_id, job, tenant: whose it is; `job` is the job's name.
+        inputs: digest of what is asked.
+        about: what the person is shown, as JSON.
+        timeout_ms: how long it stands.
+    """
+
+    run_id: str
+    key: str
+    id: str
+    nonce: str
+    queue: str
+    job_id: str
+    job: str
+    tenant: str | None
+    inputs: str
+    about: str
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRow:
+    """A question as it is stored, and its answer.
+
+    Attributes:
+        about: what the person is shown, decoded.
+        state: open, answered, expired, or withdrawn (its job was gone before anybody answered).
+        asked_at, expires_at: wall ms, by the database's clock.
+        left_ms: until it expires, as of this reading; 0 once it has.
+        approved, value, message, by, answered_at: the answer; None or empty where there is none.
+        others: as in Question.
+    """
+
+    run_id: str
+    key: str
+    id: str
+    nonce: str = field(repr=False)
+    queue: str
+    job_id: str
+    job: str
+    tenant: str | None
+    inputs: str
+    about: Any
+    state: str
+    asked_at: int
+    expires_at: int
+    left_ms: int
+    approved: bool | None
+    value: Any
+    message: str
+    by: str
+    answered_at: int | None
+
+
 class Store(Protocol):
     """Two implementations, one suite: `store.postgres.PostgresStore` and `store.supabase.SupabaseStore`.
 
@@ -313,6 +375,52 @@ class Store(Protocol):
             by: day (UTC), tenant, agent or model.
             since, until: of calls that began in between, wall ms; the first counts, the last does not.
         """
+
+    async def open_wait(
+        self, question: Question, *, fence: int, attempt_started_at: int
+    ) -> tuple[WaitRow, bool] | None:
+        """Ask, or look what became of an earlier asking: that one counts, with its text and its time.
+
+        Durable when it returns; waits while the database is away.
+
+        Parameters:
+            question: what is asked.
+            fence, attempt_started_at: of the attempt that asks, as for `save_step`.
+
+        Returns:
+            The row, and whether it was made just now; None where a later attempt has begun.
+
+        Raises:
+            StoreRefused: a text can't be stored.
+        """
+
+    async def answer_wait(
+        self, wait_id: str, *, approved: bool, value: bytes | None, message: str, by: str, nonce: str | None = None
+    ) -> tuple[WaitRow, bool] | None:
+        """Answer an open question. The first answer wins, and none comes after its time, by the database's clock.
+
+        Parameters:
+            wait_id: the question's id.
+            approved: yes or no.
+            value: more than that, as JSON.
+            message, by: words, and who said them.
+            nonce: of this asking only.
+
+        Returns:
+            The row as it is now, and whether this was the answer; None where there is no such question.
+
+        Raises:
+            StoreRefused, StoreUnreachable: nothing was written, or it is not known (ask again).
+        """
+
+    async def get_wait(self, wait_id: str) -> WaitRow | None:
+        """One question, or None. Raises StoreUnreachable, as do the next two."""
+
+    async def list_waits(self, *, queue: str, state: str, limit: int) -> list[WaitRow]:
+        """A queue's questions in one state: the open ones by when they expire, others the newest first."""
+
+    async def withdraw_waits(self, wait_ids: Sequence[str]) -> None:
+        """Close those of these questions that are open: their jobs are gone."""
 
     async def run(self, run_id: str) -> dict[str, object] | None:
         """One run as a row, for people; None where there is none. Raises StoreUnreachable.

@@ -21,6 +21,7 @@ from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
 from oxherd.store.statements import statement
 from oxherd.store.timeline import Timeline
+from oxherd.store.waits import Waits
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -34,7 +35,7 @@ MOST_CONNECTIONS = 4  # one writes batches, the others claim runs and read
 NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class PostgresStore(JournalStore, Credentials, Spending, Timeline, Listing):
+class PostgresStore(JournalStore, Credentials, Spending, Timeline, Listing, Waits):
     """Runs and steps in Postgres, by asyncpg.
 
     Parameters:
@@ -109,6 +110,10 @@ class PostgresStore(JournalStore, Credentials, Spending, Timeline, Listing):
 
     async def ask_listing(self, function: str, request: bytes) -> str:
         """Call one of the functions for lists. Raises StoreRefused or StoreUnreachable."""
+        return cast(str, await self._value(function, request.decode()))
+
+    async def ask_waits(self, function: str, request: bytes) -> str:
+        """Call one of the functions for questions. Raises StoreRefused or StoreUnreachable."""
         return cast(str, await self._value(function, request.decode()))
 
     async def run(self, run_id: str) -> dict[str, object] | None:

@@ -22,6 +22,7 @@ from oxherd.store.migrate import MIGRATE, require_version
 from oxherd.store.rows import shown
 from oxherd.store.spend import Spending
 from oxherd.store.timeline import Timeline
+from oxherd.store.waits import Waits
 
 if TYPE_CHECKING:
     import aiohttp
@@ -55,7 +56,7 @@ class _NotSetUp(StoreUnreachable):
     """It answers, but the schema or the grants are missing. A running worker waits for them as in any outage."""
 
 
-class SupabaseStore(JournalStore, Credentials, Spending, Timeline, Listing):
+class SupabaseStore(JournalStore, Credentials, Spending, Timeline, Listing, Waits):
     """Runs and steps in Supabase, by HTTP.
 
     Parameters:
@@ -126,6 +127,10 @@ class SupabaseStore(JournalStore, Credentials, Spending, Timeline, Listing):
 
     async def ask_listing(self, function: str, request: bytes) -> bytes:
         """Call one of the functions for lists. Raises StoreRefused or StoreUnreachable."""
+        return await self._call(function, b'{"request":%b}' % request)
+
+    async def ask_waits(self, function: str, request: bytes) -> bytes:
+        """Call one of the functions for questions. Raises StoreRefused or StoreUnreachable."""
         return await self._call(function, b'{"request":%b}' % request)
 
     async def run(self, run_id: str) -> dict[str, object] | None:

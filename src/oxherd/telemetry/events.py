@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
 
 from oxherd.clock import mono
-from oxherd.errors import JobCancelled, JobTimeout, LeaseLost, RetryLater
+from oxherd.errors import JobCancelled, JobTimeout, LeaseLost, RetryLater, Waiting
 from oxherd.job import Job
 
 _UNLOGGED = {"logged": False}  # of fields for tracers and error reporters, which no log line shows
@@ -161,7 +161,7 @@ def _outcome(error: BaseException | None) -> str:
             return "ok"
         case JobCancelled() | JobTimeout() | LeaseLost():
             return "cancelled"
-        case RetryLater():
+        case RetryLater() | Waiting():
             return "delayed"
         case Exception():
             return "failed"
@@ -241,7 +241,7 @@ class JobStarted(Event):
 class JobEnded(Event):
     """The canonical line of an attempt: what ran, how long, how it ended.
 
-    `outcome` is one of completed, failed, retried, delayed, handed_back, parked, lease_lost; `kind` says more
+    `outcome` is one of completed, failed, retried, delayed, handed_back, parked, waiting, lease_lost; `kind` says more
     about a failure (failed, timeout, cancelled, quarantined, invalid, unknown_job, budget, child_failed).
     """
 
@@ -268,6 +268,48 @@ class JobCancelRequested(Event):
 
     name: ClassVar[str] = "job.cancel_requested"
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRequested(Event):
+    """A job asks a person something, and waits for the answer without a slot.
+
+    `approval` is the question's id, `wait` the step that the answer will be.
+    """
+
+    name: ClassVar[str] = "approval.requested"
+    job: str
+    id: str
+    approval: str
+    wait: str
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalAnswered(Event):
+    """A job goes on with a person's answer; `waited_s` is from the question to the answer."""
+
+    name: ClassVar[str] = "approval.answered"
+    job: str
+    id: str
+    approval: str
+    wait: str
+    approved: bool
+    by: str
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalExpired(Event):
+    """A job goes on without an answer, since its question's time is over."""
+
+    name: ClassVar[str] = "approval.expired"
+    level: ClassVar[str] = "warning"
+    job: str
+    id: str
+    approval: str
+    wait: str
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,20 @@ LINES: dict[type[Event], _Line] = {
     events.JobStarted: _Line(lambda e: f"{e.job} {e.id} started", _told("job", "id")),
     events.JobEnded: _Line(_job_ended, _told("job", "id", "outcome", "run_ms", "reason")),
     events.JobCancelRequested: _Line(lambda e: f"{e.id} is asked to stop", _told("id")),
+    events.ApprovalRequested: _Line(
+        lambda e: (
+            f"{e.job} {e.id} asks {e.wait}, for {_took(e.expires_in_s * 1000)}; oxherd approvals show {e.approval}"
+        ),
+        _told("job", "id", "approval", "wait", "expires_in_s"),
+    ),
+    events.ApprovalAnswered: _Line(
+        lambda e: f"{e.job} {e.id}: {e.wait} was {'approved' if e.approved else 'denied'} by {e.by}",
+        _told("job", "id", "wait", "approved", "by"),
+    ),
+    events.ApprovalExpired: _Line(
+        lambda e: f"{e.job} {e.id}: nobody answered {e.wait} in {_took(e.waited_s * 1000)}",
+        _told("job", "id", "wait", "waited_s"),
+    ),
     events.JobStalled: _Line(lambda e: f"{e.id} stalled: its worker is gone, the job was put back", _told("id")),
     events.StepStarted: _Line(lambda e: f"{e.id} {e.step} begins", _told("id", "step")),
     events.StepEnded: _Line(

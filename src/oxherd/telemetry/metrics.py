@@ -25,6 +25,7 @@ from oxherd.telemetry import events
 from oxherd.telemetry.events import Event, attach
 
 SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800)
+PEOPLES_SECONDS = (10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86_400, 3 * 86_400, 7 * 86_400)
 QUICK_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 UNKNOWN = "_unknown"
@@ -87,6 +88,9 @@ SERIES: tuple[Series, ...] = (
     _counter("jobs_stalled", "Jobs put back because their worker was gone.", group="Jobs"),
     _counter("job_cancel_requests", "Requests to cancel a job that runs here.", group="Jobs"),
     _counter("schedule_failures", "Next iterations that could not be made.", group="Jobs"),
+    _counter("approvals_requested", "Questions that jobs asked people.", "name", group="Jobs"),
+    _counter("approvals", "Questions that are over: approved, denied or expired.", "name", "outcome", group="Jobs"),
+    _timer("approval_wait_seconds", "From a question to its answer.", "name", group="Jobs", buckets=PEOPLES_SECONDS),
     _counter("agent_runs", "Runs of agents that ended in this attempt, by how.", "agent", "outcome", group="Agents"),
     _timer("agent_run_seconds", "One run of an agent, in one attempt.", "agent", group="Agents"),
     _counter("model_calls", "Calls of models, by how they ended.", "agent", "model", "outcome", group="Agents"),
@@ -223,6 +227,9 @@ class Metrics:
             events.JobEnded: self._job_ended,
             events.JobCancelRequested: lambda _: of["job_cancel_requests"].inc(),
             events.JobStalled: lambda _: of["jobs_stalled"].inc(),
+            events.ApprovalRequested: lambda event: of["approvals_requested"].labels(self._job_name(event.job)).inc(),
+            events.ApprovalAnswered: self._answered,
+            events.ApprovalExpired: lambda event: of["approvals"].labels(self._job_name(event.job), "expired").inc(),
             events.StepEnded: self._step_ended,
             events.StepReplayed: lambda event: of["steps_replayed"].labels(event.kind).inc(),
             events.AgentEnded: self._agent_ended,
@@ -260,8 +267,16 @@ class Metrics:
         names.add(name)
         return name
 
+    def _job_name(self, job: str) -> str:
+        return job if job in self._known else UNKNOWN
+
+    def _answered(self, event: events.ApprovalAnswered) -> None:
+        name = self._job_name(event.job)
+        self._series["approvals"].labels(name, "approved" if event.approved else "denied").inc()
+        self._series["approval_wait_seconds"].labels(name).observe(event.waited_s)
+
     def _job_ended(self, event: events.JobEnded) -> None:
-        name = event.job if event.job in self._known else UNKNOWN
+        name = self._job_name(event.job)
         key = (name, event.outcome, event.kind)
         ended = self._ended.get(key) or self._ended.setdefault(key, self._series["jobs"].labels(*key))
         wait, run, total = self._timed.get(name) or self._timed_children(name)

@@ -34,6 +34,21 @@ class KeyRing:
             raise UnknownKey("ENCRYPTION_KEY is not set here", hint="set it to the key that sealed the envelopes")
         return self._active
 
+    def derived(self, label: bytes) -> list[bytes]:
+        """A key of 32 bytes for another purpose from each of the keys, the active one's first; none without a key.
+
+        Parameters:
+            label: names the purpose; two labels give two unrelated keys.
+        """
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        active = [] if self._active is None else [self._active]
+        return [
+            HKDF(SHA256(), 32, salt=None, info=label).derive(key.raw)
+            for key in (*active, *(key for key in self._keys.values() if key not in active))
+        ]
+
     def seal(self, text: str, bound_to: bytes) -> str:
         """Encrypt with the active key. Raises UnknownKey where there is none."""
         return seal(text, self.active, bound_to)

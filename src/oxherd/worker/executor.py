@@ -28,16 +28,17 @@ from oxherd.errors import (
     StoreRefused,
     StoreUnreachable,
 )
-from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry, Wait
 from oxherd.queue.consumer import STALLED_TOO_OFTEN
 from oxherd.settings import Secret
 from oxherd.store import RunRecord, Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.events import Event, emit
 from oxherd.vault.vault import NO_VAULT, Vault
+from oxherd.worker.approvals import Asking, RunWaits
 from oxherd.worker.broadcast import Broadcast
 from oxherd.worker.handlers import Handler, find_handler, read_payload
-from oxherd.worker.retry import outcome_of
+from oxherd.worker.retry import is_waiting, outcome_of
 
 THREADS = "oxherd-handler"  # how the names of plain handlers' threads begin
 TASKS = "job-"  # how the names of handlers' tasks begin
@@ -48,6 +49,7 @@ STATUS = {
     Delay: "delayed",
     HandBack: "handed_back",
     Park: "parked",
+    Wait: "waiting",
 }
 
 
@@ -148,6 +150,7 @@ class Executor:
         wire: progress, logs and children, for contexts.
         runner: runs agents, for contexts.
         vault: has credentials, for contexts, and opens sealed fields.
+        asking: how contexts ask people.
         worker: this worker's id, for the record.
         queue: the queue's name, for the record.
         timeout, idle_timeout: defaults in seconds, 0 for no limit.
@@ -164,6 +167,7 @@ class Executor:
         wire: Wire,
         runner: AgentRunner,
         vault: Vault = NO_VAULT,
+        asking: Asking = Asking(),  # noqa: B008  frozen
         worker: str,
         queue: str,
         timeout: float,
@@ -177,6 +181,7 @@ class Executor:
         self._wire = wire
         self._runner = runner
         self._vault = vault
+        self._asking = asking
         self._worker = worker
         self._queue = queue
         self._timeout = timeout
@@ -233,6 +238,8 @@ class Executor:
             return HandBack()
         if stop is not None:
             stop.__cause__ = error if error is not stop else None
+        elif running.context is not None and is_waiting(error):
+            return _wait(running.context)
         running.error = stop or error
         return outcome_of(running.error, running.job, retries=retries, hide=partial(self._without_secrets, running))
 
@@ -268,6 +275,7 @@ class Executor:
             runner=self._runner,
             tenant=tenant,
             credentials=partial(self._credential, running),
+            waits=self._waits(running, tenant),
             hide=running.hide,
             feed=running.feed,
         )
@@ -296,7 +304,23 @@ class Executor:
             running.task = None
         if running.stop is not None:
             raise running.stop
+        if context.waiting is not None:
+            raise context.waiting
         return encode(value)
+
+    def _waits(self, running: Running, tenant: str | None) -> RunWaits | None:
+        if self._store is None:
+            return None
+        return RunWaits(
+            self._store,
+            self._asking,
+            running.job,
+            run_id=self._run_id(running.job),
+            queue=self._queue,
+            tenant=tenant,
+            keep_secret=running.keep_secret,
+            hide=running.hide,
+        )
 
     async def _in_thread(self, running: Running, handler: Handler, context: Context, payload: Any) -> Any:
         running.thread = _Thread(handler.function, context, payload)
@@ -362,7 +386,7 @@ class Executor:
             worker=self._worker,
             input=job.raw.decode("utf-8", "replace"),
             output=_output_of(outcome),
-            error=outcome.reason if isinstance(outcome, Fail | Retry | Delay) else None,
+            error=outcome.reason if isinstance(outcome, Fail | Retry | Delay | Wait) else None,
             kind=outcome.kind if isinstance(outcome, Fail) else None,
             stack=outcome.stack if isinstance(outcome, Fail | Retry) else None,
             enqueued_at=job.timestamp,
@@ -373,6 +397,13 @@ class Executor:
             output_tokens=usage.output_tokens if usage else 0,
             cost_usd=usage.cost_usd if usage else None,
         )
+
+
+def _wait(context: Context) -> Wait:
+    waits = context.open_waits
+    soonest = min(expires_at for _, expires_at in waits.values())
+    names = ", ".join(repr(name) for name, _ in waits.values())
+    return Wait(max(int((soonest - mono()) * 1000) + 1, 1), f"waits for an answer to {names}", tuple(waits))
 
 
 async def _contained(context: Context, call: Awaitable[Any]) -> Any:

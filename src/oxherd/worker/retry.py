@@ -21,6 +21,7 @@ from oxherd.errors import (
     RetryLater,
     UnknownJob,
     WaitForChildren,
+    Waiting,
 )
 from oxherd.job import Delay, Drop, Fail, Job, Outcome, Park, Retry
 
@@ -62,6 +63,17 @@ def outcome_of(error: BaseException, job: Job, *, retries: int = 0, hide: Hide =
             return Fail(reason_of(error, hide), stack_of(error, hide), kind_of(error))
         case _:
             return _retry_or_fail(error, job, retries, hide)
+
+
+def is_waiting(error: BaseException | None) -> bool:
+    """Whether an error says that an answer is missing: itself, as what it came from, or as all that a group holds."""
+    match error:
+        case None | Waiting():
+            return error is not None
+        case BaseExceptionGroup(exceptions=inner):
+            return all(map(is_waiting, inner))
+        case _:
+            return is_waiting(error.__cause__) or is_waiting(error.__context__)
 
 
 def _retry_or_fail(error: BaseException, job: Job, retries: int, hide: Hide) -> Outcome:

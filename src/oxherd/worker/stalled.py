@@ -1,6 +1,7 @@
 """Giving dead workers' jobs back: one watcher per queue looks at the leases and sweeps right after one runs out.
 
-It also notices work that waits while nobody was told, since the worker that was told died.
+It also notices work that waits while nobody was told, since the worker that was told died, and answers whose jobs were
+not woken, since whoever answered died.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 from oxherd.clock import mono, wall_ms
 from oxherd.errors import RedisRefused, RedisUnreachable
+from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
 from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
@@ -33,6 +35,7 @@ class Stalled:
         crash_limit: how many times a job may lose its worker before it is quarantined.
         lock_ms: how long a lease lasts without renewal.
         sign: this worker's id, and what it says of itself as JSON, for the registry of workers.
+        answers: wakes jobs that were waiting for one.
         on_work: called where work waits: the worker fetches, whatever it is waiting for.
 
     Attributes:
@@ -49,6 +52,7 @@ class Stalled:
         crash_limit: int,
         lock_ms: int,
         sign: Callable[[], tuple[str, bytes]],
+        answers: Answers,
         on_work: Callable[[], None],
     ) -> None:
         self._link = link
@@ -57,6 +61,7 @@ class Stalled:
         self._crash_limit = crash_limit
         self._lock_ms = lock_ms
         self._sign = sign
+        self._answers = answers
         self._on_work = on_work
         self.watching = False
         self.busy_at = mono()
@@ -92,19 +97,21 @@ class Stalled:
         hold_ms = int((self._interval + 2) * 1000)
         worker, said = self._sign()
         watching: int
-        seen: list[int]
-        watching, *seen = await self._link.run(
+        soonest: int
+        unheard: list[bytes]
+        watching, soonest, *seen = await self._link.run(
             script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker,
-            k.workers, k.workers_seen, k.base, worker, hold_ms, wall_ms(), said, KEPT_MS,
+            k.workers, k.workers_seen, k.answers, k.base, worker, hold_ms, wall_ms(), said, KEPT_MS,
         )  # fmt: skip
         self.watching = bool(watching)
         if not watching:
-            return max(seen[0], 0) / 1000 + random.uniform(0.05, 0.5)
-        soonest, bare, waits = seen
+            return max(soonest, 0) / 1000 + random.uniform(0.05, 0.5)
+        bare, waits, *unheard = seen
         if waits or bare or soonest >= 0:
             self.busy_at = mono()
         if waits:
             self._on_work()
+        await self._answers.wake_all(unheard)
         if bare and (wary := self._wary_for()):
             return min(wary, self._interval)
         if bare:

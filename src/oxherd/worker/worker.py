@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -16,7 +16,8 @@ from oxherd.clock import mono, wall_ms
 from oxherd.codec import decode, encode
 from oxherd.context import AgentRunner
 from oxherd.errors import JobCancelled, LeaseLost, OxherdError, RedisRefused, RedisUnreachable
-from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry
+from oxherd.job import Delay, Done, Drop, Fail, HandBack, Job, Outcome, Park, Retry, Wait
+from oxherd.queue.answers import Answers
 from oxherd.queue.connection import insist_on
 from oxherd.queue.consumer import NOTHING, Consumer, FailedChildren, Fetched, NoChildren, PendingChildren
 from oxherd.queue.feed import READER_MS
@@ -42,6 +43,7 @@ from oxherd.telemetry.events import (
     emit,
 )
 from oxherd.vault.vault import NO_VAULT, Vault
+from oxherd.worker.approvals import Asking
 from oxherd.worker.broadcast import Broadcast, Told
 from oxherd.worker.control import Control
 from oxherd.worker.executor import Executor, Interrupted, Running
@@ -69,6 +71,7 @@ OUTCOME_WORD = {
     Delay: "delayed",
     HandBack: "handed_back",
     Park: "parked",
+    Wait: "waiting",
     Drop: "lease_lost",
 }
 
@@ -102,6 +105,7 @@ class Worker:
         store: where runs are recorded, or None.
         runner: runs agents for handlers.
         vault: has their credentials and opens sealed fields.
+        asking: how they ask people.
         limits: the numbers.
         hide: takes known secrets out of the text of errors.
         told: what those who follow a job are told of a finished step's output, by the step's kind.
@@ -116,6 +120,7 @@ class Worker:
         store: Store | None,
         runner: AgentRunner,
         vault: Vault = NO_VAULT,
+        asking: Asking = Asking(),  # noqa: B008  frozen
         limits: Limits,
         hide: Callable[[str], str] = str,
         told: Told = lambda _kind, _output: None,
@@ -149,12 +154,14 @@ class Worker:
         )  # fmt: skip
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_reader=self._on_reader, on_gate=self._on_gate)
+        self.answers = Answers(self.consumer.link, keys)
         self.stalled = Stalled(
             self.consumer.link, keys, interval=limits.stalled_interval, crash_limit=limits.crash_limit,
-            sign=self._sign_of_life, lock_ms=limits.lock_ms, on_work=self._stop_waiting,
+            sign=self._sign_of_life, lock_ms=limits.lock_ms, answers=self.answers, on_work=self._stop_waiting,
         )  # fmt: skip
         self.executor = Executor(
-            handlers, store=store, wire=self, runner=runner, vault=vault, worker=self.id, queue=keys.queue,
+            handlers, store=store, wire=self, runner=runner, vault=vault, asking=asking, worker=self.id,
+            queue=keys.queue,
             timeout=limits.timeout, idle_timeout=limits.idle_timeout, threads=limits.concurrency,
             crash_limit=limits.crash_limit, hide=hide,
         )  # fmt: skip
@@ -399,7 +406,10 @@ class Worker:
     def _spawn(self, job: Job, *, adopted: bool = False) -> None:
         running = self._register(job)
         running.adopted = adopted
-        task = asyncio.get_running_loop().create_task(self._work(running), name="slot")
+        self._aside(self._work(running))
+
+    def _aside(self, act: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(act, name="slot")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -465,7 +475,13 @@ class Worker:
             )
             outcome = Drop()
         self._end(running, outcome)
+        if isinstance(outcome, Wait):
+            self._aside(self._catch_up(running.job.id, outcome.waits))
         return following.job
+
+    async def _catch_up(self, job_id: str, waits: Sequence[str]) -> None:
+        with contextlib.suppress(RedisUnreachable, RedisRefused):  # the watcher finds what was answered meanwhile
+            await self.answers.catch_up(job_id, waits)
 
     async def _report(self, running: Running, outcome: Outcome) -> tuple[Outcome, Fetched]:
         fetch = not self.stopping and self.gate is None and self._slots <= self.limits.concurrency

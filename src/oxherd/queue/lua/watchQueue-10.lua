@@ -1,14 +1,15 @@
 --[[
-  Look at all running jobs' leases and at the work that waits, one watcher per queue.
+  Look at all running jobs' leases, at the work that waits, and at answers that nobody acted on; one watcher per queue.
   Guarantees: while the watcher is alive no other worker does this work; when it dies its place is free after ARGV[3] ms.
   Every worker leaves its sign of life, whoever holds the watch; those that have been silent for long are forgotten.
   A marker is gone for good when the worker that took it died before it fetched: where work waits it is put back.
     KEYS[1] active   KEYS[2] watch (ours)   KEYS[3] wait   KEYS[4] prioritized   KEYS[5] delayed   KEYS[6] meta
     KEYS[7] marker   KEYS[8] workers (ours)   KEYS[9] when each was seen (ours)
+    KEYS[10] answers (ours)
     ARGV[1] key prefix   ARGV[2] this worker   ARGV[3] ms to hold the watch   ARGV[4] wall ms
     ARGV[5] this worker's sign of life   ARGV[6] ms after which a silent worker is forgotten
-  Returns {1, ms until the next lease runs out or -1, number without a lease, 1 where work waits}, or
-  {0, ms until the watch is free}.
+  Returns {1, ms until the next lease runs out or -1, number without a lease, 1 where work waits, then notes of answers
+  that are due}, or {0, ms until the watch is free}.
 ]]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -50,4 +51,5 @@ if open and (redis.call('LLEN', KEYS[3]) > 0 or redis.call('ZCARD', KEYS[4]) > 0
   waits = 1
   redis.call('ZADD', KEYS[7], 0, '0')
 end
-return {1, soonest, bare, waits}
+local due_notes = redis.call('ZRANGEBYSCORE', KEYS[10], '-inf', ARGV[4], 'LIMIT', 0, 100)
+return {1, soonest, bare, waits, unpack(due_notes)}

@@ -1,0 +1,3 @@
+-- One question; migration 008 has the function.
+-- $1 request: a JSON object.
+select oxherd.get_wait($1::json)
