@@ -27,6 +27,11 @@ KEPT = (
     "ENCRYPTION_KEYS_PREVIOUS",
     "OPENROUTER_API_KEY",
     "SENTRY_DSN",
+    "ALERT_WEBHOOK_URL",
+    "ALERT_WEBHOOK_SECRET",
+    "ALERT_SLACK_URL",
+    "ALERT_TELEGRAM_TOKEN",
+    "ALERT_SMTP_URL",
 )
 
 # The same three as variables: `railway config migrate` drops the settings, and variables win over them.

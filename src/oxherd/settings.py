@@ -422,7 +422,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "ALERT_WEBHOOK_URL", "URL (http, https)", _hidden_url, None, True, "nobody",
-        "Alerts are POSTed there as JSON.", "https://example.com/hooks/oxherd",
+        "Alerts are POSTed there as JSON.",
     ),
     Variable(
         "ALERT_WEBHOOK_SECRET", "text, or whsec_ and base64", _webhook_secret, None, True, "nobody",
@@ -430,7 +430,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "ALERT_SLACK_URL", "URL (https)", _hidden_url, None, True, "nobody",
-        "A Slack incoming webhook for alerts.", "https://hooks.slack.com/services/your/webhook",
+        "A Slack incoming webhook for alerts.",
     ),
     Variable(
         "ALERT_TELEGRAM_TOKEN", "text", _secret, None, True, "nobody", "The Telegram bot that tells of alerts.",
@@ -441,7 +441,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "ALERT_SMTP_URL", "URL (smtp, smtps)", _smtp_url, None, True, "nobody",
-        "The mail server for alerts, with user and password.", "smtps://user:password@smtp.example.com:465",
+        "The mail server for alerts, such as smtps://user:password@host:465.",
     ),
     Variable(
         "ALERT_EMAIL_TO", "addresses, comma-separated", _addresses, "", False, "ALERT_SMTP_URL", "Who gets mail.",
@@ -584,9 +584,9 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
         )
     if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
         missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")
-    for name, companion in (("alert_telegram_token", "alert_telegram_chat"), ("alert_smtp_url", "alert_email_to")):
-        if values.get(name) and not values.get(companion):
-            missing.append(f"{companion.upper()} is missing; {name.upper()} needs it")
+    for name, companion in (("ALERT_TELEGRAM_TOKEN", "ALERT_TELEGRAM_CHAT"), ("ALERT_SMTP_URL", "ALERT_EMAIL_TO")):
+        if source.get(name, "").strip() and not source.get(companion, "").strip():
+            missing.append(f"{companion} is missing; {name} needs it")
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")

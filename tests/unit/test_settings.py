@@ -45,6 +45,16 @@ VALUES = {
     "HOST": ("::", None),
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
+    "OXHERD_CONFIG": ("conf/oxherd.toml", None),
+    "ALERT_WEBHOOK_URL": ("https://example.com/hidden-hook", "example.com/hidden-hook"),
+    "ALERT_WEBHOOK_SECRET": (f"whsec_{KEY}", "whsec_hidden!"),
+    "ALERT_SLACK_URL": ("https://example.com/hidden-slack", "example.com/hidden-slack"),
+    "ALERT_TELEGRAM_TOKEN": ("123:hidden-bot", None),
+    "ALERT_TELEGRAM_CHAT": ("@ops", None),
+    "ALERT_SMTP_URL": ("smtps://ops:hidden-mail@smtp.example.com", "https://hidden-mail@smtp.example.com"),
+    "ALERT_EMAIL_TO": ("ops@example.com, b@example.com", "hidden people"),
+    "ALERT_EMAIL_FROM": ("oxherd@example.com", None),
+    "RUNBOOKS_URL": ("https://example.com/runbooks", None),
     "RAILWAY_GIT_COMMIT_SHA": ("0123abc", None),
     "RAILWAY_PUBLIC_DOMAIN": ("worker.up.railway.app", None),
 }
@@ -395,6 +405,9 @@ def test_the_settings_know_every_secret_in_them():
         KEY,
         OLD_KEY,
         "hidden-five",
+        *(GOOD[name] for name in GOOD if name.startswith("ALERT_") and "hidden" in GOOD[name]),
+        GOOD["ALERT_WEBHOOK_SECRET"],
+        "hidden-mail",
     }
 
 
@@ -406,9 +419,16 @@ def test_settings_without_secrets_know_none():
 def test_every_secret_row_of_the_table_is_hidden_in_the_settings():
     marked = {variable.name for variable in TABLE if variable.secret}
     random = {name: f"{GOOD[name]}" for name in marked} | {"OPENROUTER_API_KEY": secrets.token_hex()}
-    shown = repr(settings.load(random))
+    shown = repr(settings.load(GOOD | random))
     assert not [name for name in marked if random[name] in shown]
     assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "companion"), [("ALERT_TELEGRAM_TOKEN", "ALERT_TELEGRAM_CHAT"), ("ALERT_SMTP_URL", "ALERT_EMAIL_TO")]
+)
+def test_a_channel_that_lacks_its_half_is_told(name, companion):
+    assert faults(GOOD | {companion: ""}) == [f"{companion} is missing; {name} needs it"]
 
 
 def test_the_example_file_can_be_loaded_as_it_is():
