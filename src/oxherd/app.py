@@ -21,6 +21,7 @@ from oxherd.herd import Herd, echo
 from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
+from oxherd.queue.feed import Entry, follow
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.settings import Settings
@@ -112,6 +113,17 @@ async def watch_client(settings: Settings) -> AsyncIterator[tuple[AlertBook, Ind
     await link.start()
     try:
         yield AlertBook(link, keys), Indicators(link, keys)
+    finally:
+        await link.stop()
+
+
+@contextlib.asynccontextmanager
+async def feed_client(settings: Settings) -> AsyncIterator[Callable[..., AsyncIterator[Entry]]]:
+    """`queue.feed.follow` for jobs of the configured queue, over a link of its own."""
+    link = Link(settings.redis_url, "feed")
+    await link.start()
+    try:
+        yield functools.partial(follow, link, keys_of(settings))
     finally:
         await link.stop()
 

@@ -341,6 +341,25 @@ def test_jobs_tail_names_the_jobs_and_ends_with_130(served):
     assert (tail.returncode, err) == (130, "")
 
 
+def test_a_job_is_followed_while_it_is_waited_for_and_again_afterwards(served):
+    done = served("enqueue", "greet", '{"stream": true}', "--wait", "--stream", "--json")
+    assert done.json["result"] == {"hello": "world"}
+    assert 'progress: {"percent":50}\nlog: greeting\n' in done.err
+
+    again = served("jobs", "tail", done.json["id"], "--json")
+    entries = [json.loads(line) for line in again.out.splitlines()]
+    assert [entry["type"] for entry in entries] == ["attempt", "progress", "log", "end"]
+    rest = served("jobs", "tail", done.json["id"], "--json", "--from", entries[1]["id"])
+    assert [json.loads(line) for line in rest.out.splitlines()] == entries[2:]
+
+
+def test_following_a_job_that_fails_is_exit_code_1_with_its_reason(served):
+    done = served("jobs", "tail", a_failed_job(served, order=7))
+    assert (done.code, done.out) == (1, "")
+    assert "failed: order 7 is broken" in done.err
+    assert served("jobs", "tail", "nobody").code == 1
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(shell):
     for _ in range(3):
         shell("enqueue", "greet")

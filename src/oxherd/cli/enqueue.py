@@ -13,11 +13,13 @@ from oxherd.cli.printing import Json, console, note, print_json
 from oxherd.errors import OxherdError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from oxherd.cli.waiting import Ending
     from oxherd.queue.admin import Admin
+    from oxherd.settings import Settings
 
+LAST_WORDS = 2.0  # seconds that a stream may lag behind its job's end
 EXAMPLES = """\b
 Examples:
   oxherd enqueue agent.run '{"agent": "support", "input": "Where is my order?"}' --wait
@@ -83,6 +85,9 @@ def enqueue(
         typer.Argument(metavar="JSON|@FILE|-", help="The payload, an object: as text, from a file, from stdin."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end and print its result.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="With --wait: show what it says meanwhile, on stderr.")
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(parser=seconds, metavar="DURATION", help="How long to --wait; the job itself goes on."),
@@ -121,8 +126,10 @@ def enqueue(
         "backoff": backoff,
         "lifo": lifo or None,
     }
+    if stream and not wait:
+        raise UsageError("--stream shows a job while it is waited for", hint="add --wait")
     if wait:
-        _add_and_wait(name, data, options, timeout, as_json)
+        _add_and_wait(name, data, options, timeout, stream, as_json)
     else:
         _add(name, data, options, as_json)
 
@@ -138,25 +145,21 @@ def _add(name: str, data: dict[str, Any], options: dict[str, Any], as_json: bool
 
 
 def _add_and_wait(
-    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None, as_json: bool
+    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None, stream: bool, as_json: bool
 ) -> None:
     from oxherd.app import run_loop
+    from oxherd.cli.following import fail_unless_completed
 
-    job_id, ending, job = run_loop(_wait(name, data, options, patience))
+    job_id, ending, job = run_loop(_wait(name, data, options, patience, stream))
     if as_json:
         print_json(_summary(job_id, ending, job))
     elif ending.state == "completed":
         print_json(ending.value)
-    if ending.state == "failed":
-        raise OxherdError(
-            f"job {job_id} failed: {ending.reason}", hint=f"oxherd jobs show {job_id}, then oxherd jobs retry {job_id}"
-        )
-    if ending.state == "removed":
-        raise OxherdError(f"job {job_id} was removed before it ended")
+    fail_unless_completed(job_id, ending.state, ending.reason)
 
 
 async def _wait(
-    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None
+    name: str, data: dict[str, Any], options: dict[str, Any], patience: float | None, stream: bool
 ) -> tuple[str, Ending, dict[str, Any]]:
     import asyncio
 
@@ -171,14 +174,34 @@ async def _wait(
         job_id = await producer.add(name, data, **options)
         note(f"job {job_id}")
         try:
-            with say_when_redis_is_away(), _progress() as show:
+            with say_when_redis_is_away():
                 async with asyncio.timeout(patience):
-                    ending = await wait_for_end(admin, watcher, job_id, since=since, on_event=show)
+                    if stream:
+                        ending = await _stream(settings, job_id, wait_for_end(admin, watcher, job_id, since=since))
+                    else:
+                        with _progress() as show:
+                            ending = await wait_for_end(admin, watcher, job_id, since=since, on_event=show)
         except TimeoutError:
             raise OxherdError(
                 f"job {job_id} has not ended within {patience:g} s; it goes on", hint=f"oxherd jobs show {job_id}"
             ) from None
         return job_id, ending, await _job(admin, job_id)
+
+
+async def _stream(settings: Settings, job_id: str, ending: Coroutine[Any, Any, Ending]) -> Ending:
+    """Show the job's stream until it has ended; the ending is what the queue says."""
+    import asyncio
+
+    from oxherd.cli.following import Screen, follow_job
+
+    following = asyncio.create_task(follow_job(settings, job_id, Screen(sys.stderr)))
+    try:
+        ended = await ending
+        await asyncio.wait({following}, timeout=LAST_WORDS)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    return ended
 
 
 async def _job(admin: Admin, job_id: str) -> dict[str, Any]:

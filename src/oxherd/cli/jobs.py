@@ -103,15 +103,39 @@ def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
-@app.command(epilog="\b\nExample:\n  oxherd jobs tail --json | jq 'select(.event == \"failed\")'")
-def tail(as_json: Json = False) -> None:
-    """Follow what happens on the queue, until Ctrl-C.
+@app.command(
+    epilog="\b\nExamples:\n  oxherd jobs tail 42\n  oxherd jobs tail 42 --json --from 1764000000000-0\n"
+    "  oxherd jobs tail --json | jq 'select(.event == \"failed\")'"
+)
+def tail(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", show_default=False)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", metavar="ENTRY", help="With ID: go on after this entry, by its id in --json."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a job until it ends, or all that happens on the queue until Ctrl-C.
 
-    With --json, an object per line.
+    Of a job, what the models say goes to stdout as they say it; steps, tools, progress and log lines go to stderr. It
+    may wait, run or have ended; what it said before is caught up on. A job that failed makes the exit code 1. With
+    --json, an object per line.
     """
     from oxherd.app import run_loop
 
-    run_loop(_tail(as_json))
+    if job_id is None and since is not None:
+        raise UsageError("--from is for following one job", hint="oxherd jobs tail ID --from ENTRY")
+    run_loop(_tail(as_json) if job_id is None else _follow(job_id, since or "0", as_json))
+
+
+async def _follow(job_id: str, since: str, as_json: bool) -> None:
+    from oxherd import settings as variables
+    from oxherd.cli.asking import say_when_redis_is_away
+    from oxherd.cli.following import Screen, fail_unless_completed, follow_job
+
+    with say_when_redis_is_away():
+        end = await follow_job(variables.load(), job_id, None if as_json else Screen(sys.stdout), since=since)
+    fail_unless_completed(job_id, end.data["outcome"], end.data.get("reason"))
 
 
 async def _tail(as_json: bool) -> None:

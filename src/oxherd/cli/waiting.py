@@ -33,7 +33,12 @@ class Ending:
 
 
 async def wait_for_end(
-    admin: Admin, watcher: Admin, job_id: str, *, since: str, on_event: Callable[[dict[str, str]], None]
+    admin: Admin,
+    watcher: Admin,
+    job_id: str,
+    *,
+    since: str,
+    on_event: Callable[[dict[str, str]], None] = lambda _: None,
 ) -> Ending:
     """Wait until the job completed, failed for good or was removed; through outages of Redis, too.
 

@@ -98,7 +98,7 @@ async def follow(link: Link, keys: Keys, job_id: str, *, since: str = "0") -> As
             yield entry
         if over and not entries:
             if last != "end":
-                yield await reader.end(seen=bool(last) or since != "0")
+                yield await reader.end(known=bool(last) or since != "0")
             return
 
 
@@ -112,9 +112,12 @@ class _Reader:
         self._position = position
         self._admin = Admin(link, keys)
         self._renew_at = 0.0
+        self._was_there = False
 
     async def is_over(self) -> bool:
-        return await self._admin.state(self._job_id) in OVER
+        state = await self._admin.state(self._job_id)
+        self._was_there = self._was_there or state != "unknown"
+        return state in OVER
 
     async def read(self, *, wait: bool) -> list[Entry]:
         """The next entries; none after a while in which there were none, or where it does not `wait`."""
@@ -144,12 +147,12 @@ class _Reader:
             except (ValueError, KeyError, TypeError):
                 continue  # none of ours
 
-    async def end(self, *, seen: bool) -> Entry:
-        """The end that nobody told."""
+    async def end(self, *, known: bool) -> Entry:
+        """The end that nobody told. Raises JobNotFound where nothing is known of the job."""
         try:
             job = await self._admin.job(self._job_id)
         except JobNotFound:
-            if not seen:
+            if not (known or self._was_there):
                 raise
             return Entry(self._position, "end", {"type": "end", "outcome": "removed"})
         told = {"type": "end", "outcome": job["state"]}

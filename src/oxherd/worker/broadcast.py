@@ -120,7 +120,7 @@ class Broadcast:
         self._next_at = 0.0
         self._resend: asyncio.TimerHandle | None = None
         self._over = False  # nothing is told any more
-        self._ended = False
+        self._left = self._ended = False
         self._give_up_at = float("inf")
         self._missing = 0  # entries that were dropped and are to be told of
         self._entries = self._bytes = self._writes = self._dropped = 0
@@ -192,24 +192,41 @@ class Broadcast:
         """What happened before can't be told."""
         self.tell("gap", dropped=0, reason=reason)
 
+    def leave(self, outcome: Outcome, word: str) -> None:
+        """The queue is about to be told how the attempt ended: what waits, and how unless that is final, leaves now.
+
+        From then on another attempt may have the job, and this one can't say anything.
+
+        Parameters:
+            outcome: how.
+            word: for it.
+        """
+        for state in self._open.values():
+            self._close(state)
+        if not isinstance(outcome, Done | Fail | Drop):
+            self._left = True
+            why: dict[str, Any] = {}
+            if isinstance(outcome, Retry | Delay):
+                why = {"reason": outcome.reason, "delay_ms": outcome.delay_ms}
+            self.tell("attempt", state="ended", outcome=word, **why)
+        self.hurry()
+
     def hurry(self) -> None:
-        """Send all that waits at once: what the job's end is told by comes after it."""
+        """Send all that waits at once."""
         self._send_failed_again()
         while self._pending or self._missing:
             self._flush()
 
     def end(self, outcome: Outcome, word: str) -> None:
-        """The attempt has ended, and with it what is told; twice is fine.
+        """The queue was told how the attempt ended; twice is fine.
 
         Parameters:
-            outcome: how, as the queue knows it.
+            outcome: how, which may be another one than `leave` was told.
             word: for it.
         """
         if self._ended:
             return
         self._ended = True
-        for state in self._open.values():
-            self._close(state)
         match outcome:
             case Drop():
                 self._forget()
@@ -217,10 +234,8 @@ class Broadcast:
                 self.tell("end", outcome=word)
             case Fail(reason=reason, kind=kind):
                 self.tell("end", outcome=word, kind=kind, reason=reason)
-            case Retry(delay_ms=delay_ms, reason=reason) | Delay(delay_ms=delay_ms, reason=reason):
-                self.tell("attempt", state="ended", outcome=word, reason=reason, delay_ms=delay_ms)
-            case _:
-                self.tell("attempt", state="ended", outcome=word)
+            case _ if not self._left:
+                self.leave(outcome, word)
         self._give_up_at = self._loop.time() + PATIENCE
         self.hurry()
         self._over = True

@@ -461,7 +461,7 @@ class Worker:
     async def _settle(self, running: Running, outcome: Outcome) -> Job | None:
         following = NOTHING
         if running.feed is not None:
-            running.feed.hurry()  # before the queue is told: from then on another attempt may begin to tell
+            running.feed.leave(outcome, OUTCOME_WORD[type(outcome)])
         try:
             if not isinstance(outcome, Drop):
                 outcome, following = await self._report(running, outcome)

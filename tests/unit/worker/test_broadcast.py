@@ -126,6 +126,7 @@ def say(feed: Broadcast, *texts: str, tried: int = 1, key: str = KEY) -> None:
 
 
 def end(feed: Broadcast) -> None:
+    feed.leave(Done(b"1"), "completed")
     feed.end(Done(b"1"), "completed")
 
 
@@ -332,6 +333,7 @@ async def test_a_lost_lease_ends_what_is_told_without_a_word(redis, begun):
 )
 async def test_only_an_outcome_that_is_final_ends_the_stream(redis, begun, outcome, word, told):
     feed = begun()
+    feed.leave(outcome, word)
     feed.end(outcome, word)
     feed.end(outcome, word)
     assert redis.entries[-1].data == told
