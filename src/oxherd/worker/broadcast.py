@@ -173,7 +173,7 @@ class Broadcast:
         if delta.reasoning:
             self._say(state, key, "reasoning", delta.reasoning)
         for call in delta.calls:
-            self._say(state, key, "call", call.text, call.index, call=call.index, id=call.id, name=call.name)
+            self._say(state, key, "call", call.text, call.index, call=call.index, call_id=call.id, name=call.name)
 
     def tell(self, type: str, **fields: Any) -> None:  # noqa: A002  the wire's word
         """Anything else, such as progress."""

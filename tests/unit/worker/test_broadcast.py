@@ -426,7 +426,7 @@ async def test_tool_calls_and_their_results_are_told(redis, begun):
         feed.step_ended(Step("t", "", output, "tool", None, 2, 0, 1.0))
     end(feed)
     calls = redis.of("call")
-    assert {(call["call"], call["id"], call["name"]) for call in calls} == {(0, "c1", "find"), (1, "c2", "now")}
+    assert {(call["call"], call["call_id"], call["name"]) for call in calls} == {(0, "c1", "find"), (1, "c2", "now")}
     assert "".join(call["text"] for call in calls) == '{"a": 1}'
     short, long = redis.of("result")
     assert (short["ok"], short["content"]) == (True, "A-17")
