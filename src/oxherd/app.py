@@ -24,6 +24,7 @@ from oxherd.queue.connection import Link
 from oxherd.queue.feed import Entry, follow
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
+from oxherd.queue.turns import Turns
 from oxherd.settings import Settings
 from oxherd.store import Store
 from oxherd.telemetry import logs
@@ -350,6 +351,7 @@ def limits_of(settings: Settings) -> Limits:
         timeout=settings.job_timeout,
         idle_timeout=settings.job_idle_timeout,
         crash_limit=settings.job_crash_limit,
+        turns=Turns(settings.job_tenant_concurrency) if settings.job_tenant_turns == "on" else None,
     )
 
 

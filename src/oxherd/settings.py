@@ -374,6 +374,14 @@ TABLE: tuple[Variable, ...] = (
         "How many jobs one worker runs at the same time.",
     ),
     Variable(
+        "JOB_TENANT_TURNS", "on, off", _choice("on", "off"), "on", False, "nobody",
+        "Whether tenants (the payload's `tenant`) take turns; off runs all jobs in the order in which they came.",
+    ),
+    Variable(
+        "JOB_TENANT_CONCURRENCY", "whole number, 0 to 100000", _count(0, 100_000), "0", False, "nobody",
+        "How many jobs of one tenant all workers of the queue together run at the same time; 0 is no limit.",
+    ),
+    Variable(
         "JOB_TIMEOUT", "duration", parse_duration, "15m", False, "nobody",
         "How long one attempt may take in all, unless its handler says otherwise; 0 is no limit.",
     ),
@@ -482,6 +490,8 @@ class Settings:
     job_queue_name: str
     job_queue_prefix: str
     job_concurrency: int
+    job_tenant_turns: str
+    job_tenant_concurrency: int
     job_timeout: float
     job_idle_timeout: float
     approval_timeout: float
@@ -587,6 +597,8 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
     for name, companion in (("ALERT_TELEGRAM_TOKEN", "ALERT_TELEGRAM_CHAT"), ("ALERT_SMTP_URL", "ALERT_EMAIL_TO")):
         if source.get(name, "").strip() and not source.get(companion, "").strip():
             missing.append(f"{companion} is missing; {name} needs it")
+    if values.get("job_tenant_concurrency") and values.get("job_tenant_turns") == "off":
+        missing.append("JOB_TENANT_TURNS must be on where JOB_TENANT_CONCURRENCY is set; turns are what it limits")
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")

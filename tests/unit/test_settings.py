@@ -35,6 +35,8 @@ VALUES = {
     "JOB_QUEUE_NAME": ("agent-jobs", "agent:jobs"),
     "JOB_QUEUE_PREFIX": ("{bull}", None),
     "JOB_CONCURRENCY": ("100", "many"),
+    "JOB_TENANT_TURNS": ("on", "maybe"),
+    "JOB_TENANT_CONCURRENCY": ("3", "few"),
     "JOB_TIMEOUT": ("1.5m", "soon"),
     "JOB_IDLE_TIMEOUT": ("250ms", "-1"),
     "APPROVAL_TIMEOUT": ("3d", "a day"),
@@ -182,6 +184,12 @@ def test_previous_keys_are_secrets():
     assert [key.reveal() for key in loaded.encryption_keys_previous] == [OLD_KEY, KEY]
     assert OLD_KEY in [secret.reveal() for secret in loaded.secrets]
     assert OLD_KEY not in repr(loaded)
+
+
+def test_a_limit_for_tenants_needs_turns():
+    (fault,) = faults({"JOB_TENANT_CONCURRENCY": "3", "JOB_TENANT_TURNS": "off"}, needs=())
+    assert fault.startswith("JOB_TENANT_TURNS must be on")
+    assert settings.load({"JOB_TENANT_TURNS": "off"}, needs=()).job_tenant_concurrency == 0
 
 
 def test_either_database_will_do():

@@ -22,7 +22,9 @@ from oxherd.job import Delay, Done, Fail, HandBack, Job, Outcome, Park, Retry, W
 from oxherd.queue.connection import PASSING, Connection, Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
+from oxherd.queue.turns import LOOK_ON, OVER_LIMIT, TurnOptions, Turns
 from oxherd.settings import RedisTarget
+from oxherd.telemetry.events import JobsPutAside, emit
 
 PRELOAD = (
     "moveToActive",
@@ -46,11 +48,15 @@ class Fetched:
         job: the job, or None.
         limited_ms: how long the queue's rate limiter holds all workers back; 0 for not at all.
         due_ms: wall ms at which the next delayed job is due; 0 for none.
+        over_limit: whether all that waits is of tenants that have as many jobs running as they may.
+        look_on: whether jobs wait that nobody has looked at yet, to see whose turn it is.
     """
 
     job: Job | None
     limited_ms: int = 0
     due_ms: int = 0
+    over_limit: bool = False
+    look_on: bool = False
 
 
 NOTHING = Fetched(None)
@@ -68,9 +74,10 @@ class Consumer:
         holds: tells whether a job runs here under that token; found leases of ours that do not get adopted.
         adopt: gets the jobs that were fetched for us while the reply was lost.
         on_back: called when the connection was lost and is about to be up again.
+        turns: how tenants take turns; None where jobs run in the order in which they came.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
         self,
         target: RedisTarget,
         keys: Keys,
@@ -81,15 +88,17 @@ class Consumer:
         holds: Callable[[str, str], bool],
         adopt: Callable[[Job], None],
         on_back: Callable[[], None],
+        turns: Turns | None = None,
     ) -> None:
         self.keys = keys
         self.worker = worker
-        self._name = name
         self._lock_ms = lock_ms
         self._holds = holds
         self._adopt = adopt
         self._on_back = on_back
-        self._pack = lru_cache(maxsize=4096)(_FetchOptions(name, lock_ms))
+        self._turns = TurnOptions(keys, turns)
+        self._options = {"lockDuration": lock_ms, "name": name}
+        self._pack = lru_cache(maxsize=4096)(self._fetch_options)  # a token serves many fetches
         self.link = Link(target, "worker", on_up=self._reconcile, preload=PRELOAD, patience=lock_ms / 3000)
         self._blocking = Link(target, "marker", client_name=keys.client_name(name))
         k = keys
@@ -146,6 +155,14 @@ class Consumer:
         )
         return self._fetched(reply, token)
 
+    async def look_on(self) -> bool:
+        """Look at more of the jobs that wait, to see whose turn it is, without taking one; whether some are left."""
+        reply = await self.link.run(
+            script("moveToActive"), *self._active_keys, self.keys.base, wall_ms(),
+            _packed({"token": "", **self._turns(look=True)}),
+        )  # fmt: skip
+        return self._fetched(reply, "").look_on
+
     async def wait_for_work(self, seconds: float) -> int | None:
         """Block on the marker: its score (0 for work now, or wall ms when a delayed job is due), None on time-out.
 
@@ -188,7 +205,10 @@ class Consumer:
         pause = 0.05
         while True:
             try:
-                return self._settled(job, await self._send(job, outcome, fetch=fetch))
+                settled = self._settled(job, await self._send(job, outcome, fetch=fetch))
+                if self._turns.limited and (not fetch or isinstance(outcome, Park)):
+                    self.link.post(b"ZADD", self.keys.marker, 0, b"0")  # its tenant's next job waited for this
+                return settled
             except RedisUnreachable:
                 if await self._was_applied(job):
                     return NOTHING
@@ -222,25 +242,23 @@ class Consumer:
     def _finish(self, job: Job, target: str, field: bytes, value: bytes, update: bytes, *, fetch: bool) -> Any:
         opts = job.opts
         keep = opts.get("removeOnComplete" if target == "completed" else "removeOnFail")
-        packed = msgpack.packb(
-            {
-                "token": job.token,
-                "keepJobs": _keep(keep),
-                "lockDuration": self._lock_ms,
-                "attempts": job.attempts,
-                "attemptsMade": job.attempts_made,
-                "maxMetricsSize": METRICS_KEPT,
-                "fpof": bool(opts.get("fpof")),
-                "cpof": bool(opts.get("cpof")),
-                "idof": bool(opts.get("idof")),
-                "rdof": bool(opts.get("rdof")),
-                "name": self._name,
-            }
-        )
+        options = {
+            "token": job.token,
+            "keepJobs": _keep(keep),
+            "attempts": job.attempts,
+            "attemptsMade": job.attempts_made,
+            "maxMetricsSize": METRICS_KEPT,
+            "fpof": bool(opts.get("fpof")),
+            "cpof": bool(opts.get("cpof")),
+            "idof": bool(opts.get("idof")),
+            "rdof": bool(opts.get("rdof")),
+            **self._options,
+            **self._turns(ended=job.id),
+        }
         zset, metrics = self._finished[target]
         return self.link.run(
             script("moveToFinished"), *self._finish_keys, zset, self.keys.job(job.id), metrics, self.keys.marker,
-            job.id, wall_ms(), field, value, target, b"1" if fetch else b"", self.keys.base, packed, update,
+            job.id, wall_ms(), field, value, target, b"1" if fetch else b"", self.keys.base, _packed(options), update,
         )  # fmt: skip
 
     def _retry_now(self, job: Job, reason: str, stack: str) -> Any:
@@ -256,7 +274,8 @@ class Consumer:
         return self.link.run(
             script("moveToDelayed"), k.marker, k.active, k.prioritized, k.delayed, k.job(job.id), k.events, k.meta,
             k.stalled, k.wait, k.limiter, k.pc, k.base, wall_ms(), job.id, job.token, delay_ms,
-            b"1" if skip_attempt else b"0", update, b"1" if fetch else b"0", self._pack(job.token),
+            b"1" if skip_attempt else b"0", update, b"1" if fetch else b"0",
+            self._fetch_options(job.token, ended=job.id),
         )  # fmt: skip
 
     async def _hand_back(self, job: Job) -> int:
@@ -333,14 +352,21 @@ class Consumer:
             raise LeaseLost(f"job {job.id} was given to another worker while Redis was away")
         return False
 
+    def _fetch_options(self, token: str, ended: str | None = None) -> bytes:
+        return _packed({"token": token, **self._options, **self._turns(ended=ended)})
+
     # -- reading replies
 
     def _fetched(self, reply: Any, token: str) -> Fetched:
         if not reply or not isinstance(reply, list):
             return NOTHING
-        fields, job_id, limited, due = reply if len(reply) == 4 else (*reply, 0, 0)
+        fields, job_id, limited, due, aside, verdict = [*reply, 0, 0, 0, 0][:6]
         job = parse(text_of(job_id), fields, token) if fields else None
-        return Fetched(job, int(limited or 0), int(float(due or 0)))
+        if aside:
+            emit(JobsPutAside(count=aside))
+        if job is not None and self._turns.learn(job):
+            self._pack.cache_clear()
+        return Fetched(job, int(limited or 0), int(float(due or 0)), verdict == OVER_LIMIT, verdict == LOOK_ON)
 
     async def _reconcile(self, connection: Connection) -> int:
         """After a reconnection: adopt the jobs that were fetched for us in replies that never arrived."""
@@ -366,18 +392,6 @@ class NoChildren(Exception):
 
 class FailedChildren(Exception):
     """The job can't complete: a child that counts has failed."""
-
-
-class _FetchOptions:
-    """Packs the options that every fetch carries; a token serves many fetches, so the result is cached."""
-
-    def __init__(self, name: str, lock_ms: int) -> None:
-        self._name = name
-        self._lock_ms = lock_ms
-
-    def __call__(self, token: str) -> bytes:
-        packed: bytes = msgpack.packb({"token": token, "lockDuration": self._lock_ms, "name": self._name})
-        return packed
 
 
 async def _locks(connection: Connection, keys: Keys, job_ids: Iterable[str]) -> list[tuple[str, str]]:
@@ -413,6 +427,11 @@ def parse(job_id: str, fields: list[bytes], token: str) -> Job:
         telemetry=telemetry if isinstance(telemetry, str) else None,
         stacktrace=_list(get(b"stacktrace")),
     )
+
+
+def _packed(options: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(options, unicode_errors="surrogateescape")  # as `text_of` has job ids
+    return packed
 
 
 def text_of(job_id: bytes) -> str:

@@ -46,6 +46,10 @@ class Keys:
         self.silences = self._ours + b"silences"
         self.indicators = self._ours + b"sli:"
         self.readers = self._ours + b"readers"
+        self.turns = self._ours + b"turns"
+        self.running = self._ours + b"running"
+        self.counts = self._ours + b"counts"
+        self.counted = self._ours + b"counted"
 
     wait: bytes
     active: bytes

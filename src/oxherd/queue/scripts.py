@@ -25,6 +25,11 @@ _PARKED = b"""local function parked(key)
   return key
 end
 """
+_TAKE = b'local jobId = rcall("RPOPLPUSH", waitKey, activeKey)'  # once in each script that takes a job
+_IN_TURN = b"""if not nextInTurn(waitKey, activeKey, opts) then
+  return {0, 0, 0, getNextDelayedTimestamp(delayedKey) or 0}
+end
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ def script(name: str) -> Script:
         OxherdError: no such script in the installed `bullmq` package.
     """
     path = _file(name)
-    return _loaded(path, _parking(path.read_bytes()))
+    return _loaded(path, _in_turn(_parking(path.read_bytes())))
 
 
 def _file(name: str) -> Path:
@@ -77,6 +82,15 @@ def _loaded(path: Path, body: bytes) -> Script:
 def _parking(body: bytes) -> bytes:
     body, pushes = _PUSH_TO_WAIT.subn(rb"rcall(\1, parked(targetKey), jobId)", body)
     return _PARKED + body if pushes else body
+
+
+def _in_turn(body: bytes) -> bytes:
+    """Let tenants take turns in a script that takes a job, see `lua/turns.lua`."""
+    if _TAKE not in body:
+        return body
+    body = body.replace(_TAKE, _IN_TURN + _TAKE)
+    turns = (_OURS / "turns.lua").read_bytes()
+    return turns + b"local function bullmq()\n" + body + b"\nend\nreturn told(bullmq())\n"
 
 
 @cache

@@ -487,6 +487,15 @@ class LimiterWaited(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class JobsPutAside(Event):
+    """Waiting jobs were put aside, because other tenants have fewer running or theirs has as many as it may."""
+
+    name: ClassVar[str] = "jobs.put_aside"
+    level: ClassVar[str] = "debug"
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseWasLost(Event):
     """Another worker owns a job that ran here; it was cancelled and its writes are refused."""
 

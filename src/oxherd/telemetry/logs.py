@@ -235,6 +235,7 @@ LINES: dict[type[Event], _Line] = {
         _told("job", "id", "wait", "waited_s"),
     ),
     events.JobStalled: _Line(lambda e: f"{e.id} stalled: its worker is gone, the job was put back", _told("id")),
+    events.JobsPutAside: _Line(lambda e: f"{_count(e.count, 'job')} put aside: other tenants first", _told("count")),
     events.StepStarted: _Line(lambda e: f"{e.id} {e.step} begins", _told("id", "step")),
     events.StepEnded: _Line(
         lambda e: f"{e.id} {e.step} {e.outcome} in {_took(e.seconds * 1000)}", _told("id", "step", "outcome", "seconds")

@@ -8,7 +8,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from oxherd.queue.producer import Producer
 from oxherd.queue.registry import Registry
 from oxherd.queue.schedule import make_next
 from oxherd.queue.scripts import script
+from oxherd.queue.turns import Turns
 from oxherd.settings import RedisTarget
 from oxherd.store import Store
 from oxherd.telemetry.events import (
@@ -86,6 +87,7 @@ class Limits:
         lock_ms: how long a lease lasts without renewal.
         crash_limit: how many times a job may lose its worker before it is quarantined.
         stalled_interval: seconds between looks for dead workers' jobs.
+        turns: how the queue's tenants take turns; None where jobs run in the order in which they came.
     """
 
     concurrency: int = 5
@@ -94,6 +96,7 @@ class Limits:
     lock_ms: int = 30_000
     crash_limit: int = 2
     stalled_interval: float = 30.0
+    turns: Turns | None = field(default_factory=Turns)
 
 
 class Worker:
@@ -148,9 +151,10 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._waiting: asyncio.Task[int | None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.consumer = Consumer(
             target, keys, worker=self.id, name=socket.gethostname(), lock_ms=limits.lock_ms,
-            holds=self._holds, adopt=self._adopt, on_back=self._on_back,
+            holds=self._holds, adopt=self._adopt, on_back=self._on_back, turns=limits.turns,
         )  # fmt: skip
         self.leases = Leases(target, keys, lock_ms=limits.lock_ms, on_lost=self._on_lease_lost)
         self.control = Control(target, keys, on_cancel=self.cancel, on_reader=self._on_reader, on_gate=self._on_gate)
@@ -247,9 +251,10 @@ class Worker:
     async def _close(self) -> None:
         await self.stalled.stop()
         await self._leave()  # Redis answers in order: the last words to followers have arrived, too
-        for task in self._loops:
+        tasks = [*self._loops, self._looking] if self._looking else self._loops
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.control.stop()
         await self.leases.stop()
         await self.consumer.stop()
@@ -312,6 +317,8 @@ class Worker:
                 burst, empty_before = min(burst * 2, LARGEST_BURST), False
                 continue
             burst = 1
+            if last.look_on:
+                continue
             empty_before = await self._wait(last, patient=empty_before and not got)
 
     async def _may_take(self) -> bool:
@@ -344,6 +351,7 @@ class Worker:
         taken = False
         try:
             answer = await self.consumer.fetch(f"{self.id}:{uuid4().hex[:8]}")
+            self._look_on(answer)
             if answer.job is not None:
                 self._spawn(answer.job)
                 taken = True
@@ -368,6 +376,8 @@ class Worker:
         due = (last.due_ms - wall_ms()) / 1000 if last.due_ms else LONG_WAIT
         if not patient:
             return max(min(due, SHORT_WAIT), 0.001)
+        if last.over_limit:
+            return max(min(due, LONG_WAIT), 0.001)  # the end of one of the tenant's jobs sends a marker
         try:
             held_back, paused = await self.consumer.held_back()
         except (RedisUnreachable, RedisRefused):
@@ -387,6 +397,20 @@ class Worker:
                 return score
             deadline = min(deadline, mono() + (score - wall_ms()) / 1000)  # a delayed job's time, not work yet
         return 0 if last.due_ms else None
+
+    def _look_on(self, answer: Fetched) -> None:
+        # A tenant's single job may wait behind more jobs than one fetch looks at: find it before a slot is free.
+        if not answer.look_on:
+            return
+        if answer.job is None:
+            self._stop_waiting()
+        elif self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look_through(), name="look")
+
+    async def _look_through(self) -> None:
+        with contextlib.suppress(RedisUnreachable, RedisRefused):  # the next fetch goes on
+            while not self.stopping and await self.consumer.look_on():
+                pass
 
     def _holds(self, job_id: str, token: str) -> bool:
         running = self.running.get(job_id)
@@ -465,6 +489,7 @@ class Worker:
         try:
             if not isinstance(outcome, Drop):
                 outcome, following = await self._report(running, outcome)
+                self._look_on(following)
         except LeaseLost:
             outcome = Drop()
         except RedisRefused as error:  # a refusal that will not pass: the lease runs out and the job is given again

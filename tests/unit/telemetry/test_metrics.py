@@ -95,6 +95,7 @@ def test_codes_that_are_not_redis_s_own_share_one_series(metrics, sample):
         (events.ApprovalAnswered, "approval_wait_seconds_count", {"name": "_unknown"}, 1),
         (events.ApprovalExpired, "approvals_total", {"name": "_unknown", "outcome": "expired"}, 1),
         (events.JobStalled, "jobs_stalled_total", {}, 1),
+        (events.JobsPutAside, "jobs_put_aside_total", {}, 3),
         (events.LeaseWasLost, "leases_lost_total", {}, 1),
         (events.LeasesLate, "leases_late_total", {}, 1),
         (events.RedisLost, "redis_lost_total", {"purpose": "text"}, 1),
