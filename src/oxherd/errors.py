@@ -7,8 +7,10 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 ├── Unreachable                 a service did not answer                                          3
 │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
 │   ├── StoreUnreachable        Postgres or Supabase did
-│   └── ModelUnreachable        the model service stayed away or overloaded for hours
+│   ├── ModelUnreachable        the model service stayed away or overloaded for hours
+│   └── ServiceUnreachable      a service around the worker, such as Sentry, did not answer
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
+├── ServiceRefused              a service around the worker, such as Sentry, refused                 1
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
@@ -111,6 +113,14 @@ class StoreUnreachable(Unreachable):
 
 class ModelUnreachable(Unreachable):
     """The model service stayed away, or overloaded, over many delays of the job; this costs an attempt."""
+
+
+class ServiceUnreachable(Unreachable):
+    """A service around the worker, such as Sentry, did not answer."""
+
+
+class ServiceRefused(OxherdError):
+    """A service around the worker, such as Sentry, refused; the message has its words."""
 
 
 class RedisRefused(OxherdError):

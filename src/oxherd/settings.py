@@ -425,6 +425,16 @@ TABLE: tuple[Variable, ...] = (
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
     ),
     Variable(
+        "SENTRY_AUTH_TOKEN", "text", _secret, None, True, "`oxherd slo push`",
+        "A Sentry token with the scopes org:write and alerts:write.",
+    ),
+    Variable("SENTRY_ORG", "text", str, "", False, "`oxherd slo push`", "The organisation's slug in Sentry."),
+    Variable("SENTRY_PROJECT", "text", str, "", False, "`oxherd slo push`", "The project's slug in Sentry."),
+    Variable(
+        "SENTRY_URL", "URL (http, https)", _http_url, "https://sentry.io", False, "nobody",
+        "Where Sentry's API is: a region's address, or your own Sentry.",
+    ),
+    Variable(
         "OXHERD_CONFIG", "path", str, "oxherd.toml", False, "nobody",
         "The file with objectives and what alerts wait for; without the file, the defaults hold.",
     ),
@@ -502,6 +512,10 @@ class Settings:
     host: str
     log_level: str
     log_format: str
+    sentry_auth_token: Secret | None
+    sentry_org: str
+    sentry_project: str
+    sentry_url: str
     oxherd_config: str
     alert_webhook_url: Secret | None
     alert_webhook_secret: Secret | None

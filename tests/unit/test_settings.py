@@ -47,6 +47,10 @@ VALUES = {
     "HOST": ("::", None),
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
+    "SENTRY_AUTH_TOKEN": ("hidden-sentry", None),
+    "SENTRY_ORG": ("acme", None),
+    "SENTRY_PROJECT": ("worker", None),
+    "SENTRY_URL": ("https://de.sentry.io", "de.sentry.io"),
     "OXHERD_CONFIG": ("conf/oxherd.toml", None),
     "ALERT_WEBHOOK_URL": ("https://example.com/hidden-hook", "example.com/hidden-hook"),
     "ALERT_WEBHOOK_SECRET": (f"whsec_{KEY}", "whsec_hidden!"),
@@ -416,6 +420,7 @@ def test_the_settings_know_every_secret_in_them():
         *(GOOD[name] for name in GOOD if name.startswith("ALERT_") and "hidden" in GOOD[name]),
         GOOD["ALERT_WEBHOOK_SECRET"],
         "hidden-mail",
+        "hidden-sentry",
     }
 
 

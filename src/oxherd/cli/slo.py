@@ -11,6 +11,7 @@ from oxherd.cli.printing import Json, note, print_json, print_table
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
+    from oxherd.ops.plan import Plan
     from oxherd.telemetry.sla import Month
     from oxherd.telemetry.slo import Count, Objective, Standing
     from oxherd.worker.indicators import Indicators
@@ -108,6 +109,49 @@ def dashboard() -> None:
     from oxherd.telemetry.grafana import dashboard as made
 
     print_json(made())
+
+
+@app.command(epilog="\b\nExamples:\n  oxherd slo push --dry-run\n  oxherd slo push --yes --json")
+def push(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    environment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only events of this environment; all when left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a dashboard, monitors and an alert in Sentry from the objectives, or bring them up to date.
+
+    What is there under the same names is compared first; the plan says what would change.
+    """
+    from oxherd import settings as variables
+    from oxherd.app import run_loop
+    from oxherd.cloud.sentry_api import SentryApi
+    from oxherd.ops import sentry
+    from oxherd.telemetry.slo import load_promises
+
+    settings = variables.load(needs=("SENTRY_AUTH_TOKEN", "SENTRY_ORG", "SENTRY_PROJECT"))
+    assert settings.sentry_auth_token is not None
+    token = settings.sentry_auth_token
+    objectives = load_promises(Path(settings.oxherd_config)).objectives
+
+    async def act() -> Plan:
+        async with SentryApi(settings.sentry_url, token, settings.sentry_org) as api:
+            project_id = int((await api.project(settings.sentry_project))["id"])
+            target = sentry.wanted(settings.job_queue_name, objectives, project_id=project_id, environment=environment)
+            made = await sentry.plan(api, settings.sentry_project, target)
+            if not as_json:
+                print_table(
+                    ("action", "what", "detail"), [(step.action, step.what, step.detail) for step in made.steps]
+                )
+            if not dry_run and not made.is_empty and (yes or typer.confirm("Go on?", err=True)):
+                await made.run(lambda step: note(f"{step.action}d: {step.what}"))
+            return made
+
+    made = run_loop(act())
+    if as_json:
+        steps = [{"action": step.action, "what": step.what, "detail": step.detail} for step in made.steps]
+        print_json({"dry_run": dry_run, "steps": steps})
 
 
 def _days(month: str | None, today: date) -> tuple[date, date]:

@@ -1,0 +1,1 @@
+"""What an operator does: each is planned, shown, and then done."""
