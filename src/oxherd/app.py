@@ -8,11 +8,13 @@ import functools
 import importlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from oxherd import __version__
 from oxherd.clock import mono
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from oxherd.agents.ledger import Ledger
 
 OLDEST_REDIS = (6, 2)
+LAST_TELEMETRY = 3.0  # seconds for what has still to be sent when the process ends
 MONEY_PATIENCE = 30.0  # seconds without an answer after which that connection is made again
 NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
 
@@ -100,11 +103,13 @@ def keys_of(settings: Settings) -> Keys:
 async def queue_client(settings: Settings) -> AsyncIterator[tuple[Producer, Admin]]:
     """A producer and an admin of the configured queue, for commands. Raises RedisUnreachable, RedisRefused."""
     link, keys = Link(settings.redis_url, "cli"), keys_of(settings)
-    await link.start()
+    stop_tracing = start_tracing(settings)
     try:
+        await link.start()
         yield Producer(link, keys), Admin(link, keys)
     finally:
         await link.stop()
+        await in_time(stop_tracing)
 
 
 @contextlib.asynccontextmanager
@@ -127,6 +132,38 @@ async def feed_client(settings: Settings) -> AsyncIterator[Callable[..., AsyncIt
         yield functools.partial(follow, link, keys_of(settings))
     finally:
         await link.stop()
+
+
+def start_tracing(settings: Settings) -> Callable[[], None] | None:
+    """Send OpenTelemetry traces from now on, where that is configured. Returns what sends the rest and stops it."""
+    base = settings.otel_exporter_otlp_endpoint
+    endpoint = settings.otel_exporter_otlp_traces_endpoint or (f"{base}/v1/traces" if base else None)
+    if endpoint is None or settings.otel_sdk_disabled == "true":
+        return None
+    try:
+        from oxherd.telemetry import tracing
+    except ImportError:
+        emit(WorkerWarned(message="OTEL_EXPORTER_OTLP_ENDPOINT is set, but not the extra: pip install 'oxherd[otel]'"))
+        return None
+    content = settings.otel_instrumentation_genai_capture_message_content == "true"
+    service = tracing.Service(settings.job_queue_name, __version__, uuid4().hex)
+    return tracing.start(endpoint, service, content=content, hide=logs.cleaner(settings.secrets))
+
+
+async def in_time(stop: Callable[[], None] | None) -> None:
+    """Call what sends the last traces; what takes longer than some seconds is left to end with the process."""
+    if stop is None:
+        return
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        stop()
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="oxherd-telemetry", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), LAST_TELEMETRY)
 
 
 def build_store(settings: Settings) -> Store | None:
@@ -301,8 +338,11 @@ class Service:
             healthy=lambda: self.health.report()[0],
         )
 
+        stop_tracing = start_tracing(self._settings)
+
         async def quiet() -> None:
             detach()
+            await in_time(stop_tracing)
 
         self._stops.append(quiet)
 

@@ -272,6 +272,16 @@ def parse_dollars(text: str) -> Decimal:
     return amount
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("must be a number from 0 to 1, such as 0.1")
+    return share
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -472,6 +482,50 @@ TABLE: tuple[Variable, ...] = (
         "Where your copy of the runbooks is read; alerts link there.",
     ),
     Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT", "URL (http, https)", _http_url, None, False, "nobody",
+        "Traces are sent there as OTLP over HTTP, to /v1/traces below it; needs the extra otel.",
+    ),
+    Variable(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "URL (http, https)", _http_url, None, False, "nobody",
+        "The same, the whole address.",
+    ),
+    Variable(
+        "OTEL_EXPORTER_OTLP_HEADERS", "name=value, comma-separated", _secret, None, True, "nobody",
+        "Sent with them, such as the collector's key. The SDK reads its other OTEL_* variables itself.",
+    ),
+    Variable(
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "name=value, comma-separated", _secret, None, True, "nobody",
+        "The same, for traces alone.",
+    ),
+    Variable(
+        "OTEL_SDK_DISABLED", "true, false", _choice("true", "false"), "false", False, "nobody", "Sends no traces.",
+    ),
+    Variable(
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true, false", _choice("true", "false"), "false", False,
+        "nobody",
+        "Puts prompts, replies, and what tools were given and gave into traces; they may hold customers' data.",
+    ),
+    Variable(
+        "SENTRY_DSN", "URL (https)", _hidden_url, None, True, "nobody",
+        "Errors, traces and check-ins of schedules are sent to this Sentry project; needs the extra sentry.",
+    ),
+    Variable(
+        "SENTRY_TRACES_SAMPLE_RATE", "share, 0 to 1", _share, "0", False, "nobody",
+        "The share of jobs whose traces are sent to Sentry.",
+    ),
+    Variable(
+        "SENTRY_ENVIRONMENT", "text", str, "", False, "nobody",
+        "What Sentry calls this deployment; Railway's environment, else production, when unset.",
+    ),
+    Variable(
+        "SENTRY_RELEASE", "text", str, "", False, "nobody",
+        "What Sentry calls this version of your code; the commit, else Oxherd's version, when unset.",
+    ),
+    Variable(
+        "RAILWAY_ENVIRONMENT_NAME", "text", str, "", False, "nobody",
+        "Set by Railway; what Sentry calls this deployment.",
+    ),
+    Variable(
         "RAILWAY_GIT_COMMIT_SHA", "text", str, "", False, "nobody",
         "Set by Railway; shown as the commit in /health and the start-up line.",
     ),
@@ -526,6 +580,17 @@ class Settings:
     alert_email_to: tuple[str, ...]
     alert_email_from: str
     runbooks_url: str
+    otel_exporter_otlp_endpoint: str | None
+    otel_exporter_otlp_traces_endpoint: str | None
+    otel_exporter_otlp_headers: Secret | None
+    otel_exporter_otlp_traces_headers: Secret | None
+    otel_sdk_disabled: str
+    otel_instrumentation_genai_capture_message_content: str
+    sentry_dsn: Secret | None
+    sentry_traces_sample_rate: float
+    sentry_environment: str
+    sentry_release: str
+    railway_environment_name: str
     railway_git_commit_sha: str
     railway_public_domain: str
 
@@ -549,7 +614,14 @@ class Settings:
             *_passwords(self.alert_smtp_url),
         ]
         values += self.encryption_keys_previous
+        values += [*_in_headers(self.otel_exporter_otlp_headers), *_in_headers(self.otel_exporter_otlp_traces_headers)]
         return tuple(value for value in values if isinstance(value, Secret))
+
+
+def _in_headers(headers: Secret | None) -> list[Secret]:
+    """The values in `name=value,name=value`, as they are written and as they are meant."""
+    values = [part.partition("=")[2].strip() for part in headers.reveal().split(",")] if headers else []
+    return [Secret(form) for value in values if value for form in {value, unquote(value)}]
 
 
 def _passwords(url: Secret | None) -> list[Secret]:

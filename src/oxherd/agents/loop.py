@@ -149,10 +149,11 @@ class _Loop:
         run, agent = self._run, self._agent
 
         def ending(how: Ending) -> AgentEnded:
-            cost = None if run.usage.cost_usd is None else float(run.usage.cost_usd)
+            usage = run.usage
+            cost = None if usage.cost_usd is None else float(usage.cost_usd)
             return AgentEnded(
-                self._ctx.job.id, agent.name, agent.model, how.outcome, run.steps, run.usage.tokens, cost, how.seconds,
-                how.error,
+                self._ctx.job.id, agent.name, agent.model, how.outcome, run.steps, usage.input_tokens,
+                usage.output_tokens, cost, how.seconds, how.error,
             )  # fmt: skip
 
         with spanning(AgentStarted(self._ctx.job.id, agent.name, agent.model), ending):

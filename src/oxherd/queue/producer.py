@@ -17,6 +17,7 @@ from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys, check_job_id
 from oxherd.queue.schedule import Repeat, first_run
 from oxherd.queue.scripts import script
+from oxherd.telemetry.events import JobsAdded, JobsAdding, carried, spanning
 
 MAX_PRIORITY = 2**21 - 1
 SHORT = {
@@ -81,17 +82,23 @@ class Producer:
             PayloadInvalid: an option is unknown or malformed; nothing was added.
             RedisUnreachable: the reply was lost; give a jobId to be able to repeat safely.
         """
-        return _added(await self._link.run(*self._command(NewJob(name, data, opts), self._keys)), name)
+        with self._saying(name):
+            return _added(await self._link.run(*self._command(NewJob(name, data, opts), self._keys)), name)
 
     async def add_bulk(self, jobs: Sequence[NewJob]) -> list[str]:
         """Add many jobs in one pipeline and return their ids in order."""
-        commands = [self._command(job, self._keys) for job in jobs]
-        await self._load(commands)  # else a Redis that does not know the script is sent it once a job
-        replies = await asyncio.gather(*(self._link.run(*command) for command in commands))
-        return [_added(reply, job.name) for reply, job in zip(replies, jobs, strict=True)]
+        with self._saying(jobs[0].name if jobs else "", len(jobs)):
+            commands = [self._command(job, self._keys) for job in jobs]
+            await self._load(commands)  # else a Redis that does not know the script is sent it once a job
+            replies = await asyncio.gather(*(self._link.run(*command) for command in commands))
+            return [_added(reply, job.name) for reply, job in zip(replies, jobs, strict=True)]
 
     async def add_flow(self, root: NewJob) -> str:
         """Add a tree of jobs in one transaction and return the root's id; a parent runs when all its children have."""
+        with self._saying(root.name, _size(root)):
+            return await self._add_flow(root)
+
+    async def _add_flow(self, root: NewJob) -> str:
         commands, root_id = self._flow(root, parent=None)
         await self._load(commands)
         sent = [self._link.send(b"MULTI")]
@@ -193,6 +200,10 @@ class Producer:
         )
         return removed == 0
 
+    def _saying(self, name: str, count: int = 1) -> spanning:
+        about = (self._keys.queue, name, count)
+        return spanning(JobsAdding(*about), lambda how: JobsAdded(*about, how.outcome, how.seconds, how.error))
+
     async def _load(self, commands: Sequence[tuple[Any, ...]]) -> None:
         for name in {command[0].name for command in commands}:
             await self._link.call(b"SCRIPT", b"LOAD", script(name).body)
@@ -216,7 +227,7 @@ class Producer:
         limit = opts.get("sizeLimit")
         if limit is not None and len(data) > limit:
             raise PayloadInvalid(f"the payload of {job.name!r} has {len(data)} bytes, its sizeLimit is {limit}")
-        args = (_arguments(job.name, opts, k, now), data, msgpack.packb(_encoded(opts)))
+        args = (_arguments(job.name, opts, k, now), data, msgpack.packb(_traced(_encoded(opts))))
         if is_parent:
             return (script("addParentJob"), k.meta, k.id, k.delayed, k.waiting_children, k.completed, k.events, *args)
         if opts.get("delay"):
@@ -291,6 +302,17 @@ def _encoded(opts: Mapping[str, Any]) -> dict[str, Any]:
     encoded = {SHORT.get(key, key): value for key, value in opts.items() if key != "telemetry"}
     telemetry = {TELEMETRY[key]: value for key, value in opts.get("telemetry", {}).items() if key in TELEMETRY}
     return encoded | telemetry
+
+
+def _traced(encoded: dict[str, Any]) -> dict[str, Any]:
+    """The options with the trace that is under way here, as BullMQ's OpenTelemetry package writes it."""
+    if "tm" in encoded or encoded.get("omc") or not (headers := carried()):
+        return encoded
+    return {**encoded, "tm": encode(headers).decode()}
+
+
+def _size(root: NewJob) -> int:
+    return 1 + sum(map(_size, root.children))
 
 
 def _arguments(name: str, opts: Mapping[str, Any], keys: Keys, now: int) -> bytes:

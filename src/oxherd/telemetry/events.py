@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
@@ -33,9 +33,11 @@ class Event:
 
 
 Subscriber = Callable[[Any], None]
-Tracer = Callable[[Any], Subscriber]
+Tracer = Callable[[Any], Subscriber | None]
+Carrier = Callable[[], Mapping[str, str]]
 _subscribers: defaultdict[type[Event], list[Subscriber]] = defaultdict(list)
 _tracers: defaultdict[type[Event], list[Tracer]] = defaultdict(list)
+_carriers: list[Carrier] = []
 
 
 def emit(event: Event) -> None:
@@ -93,12 +95,33 @@ def attach(subscriber: Subscriber, *types: type[Event]) -> Callable[[], None]:
 
 
 def trace(tracer: Tracer, *types: type[Event]) -> Callable[[], None]:
-    """Follow what these types of event begin: the tracer is given the event and returns what takes its ending's.
+    """Follow what these types of event begin: the tracer is given the event and returns what takes its end.
 
     Returns:
         A function that stops it.
     """
     return _attach(_tracers, tracer, types)
+
+
+def carry(carrier: Carrier) -> Callable[[], None]:
+    """Give these headers to jobs that are added, so that their workers join the trace.
+
+    Returns:
+        A function that stops it.
+    """
+    _carriers.append(carrier)
+    return lambda: _carriers.remove(carrier) if carrier in _carriers else None
+
+
+def carried() -> dict[str, str]:
+    """What a job that is added now shall carry; empty where nobody traces. Never raises."""
+    headers: dict[str, str] = {}
+    for carrier in _carriers:
+        try:
+            headers.update(carrier())
+        except Exception:  # noqa: BLE001
+            _print_fault()
+    return headers
 
 
 def _attach(
@@ -222,6 +245,31 @@ class WorkerStopped(Event):
     name: ClassVar[str] = "worker.stopped"
     finished: int
     handed_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsAdding(Event):
+    """Jobs are about to be put on a queue from here."""
+
+    name: ClassVar[str] = "jobs.adding"
+    level: ClassVar[str] = "debug"
+    queue: str
+    job: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobsAdded(Event):
+    """Jobs were put on a queue, or could not be; `job` is the name of the first. `outcome` is as in `step.ended`."""
+
+    name: ClassVar[str] = "jobs.added"
+    level: ClassVar[str] = "debug"
+    queue: str
+    job: str
+    count: int
+    outcome: str
+    seconds: float
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +434,8 @@ class AgentEnded(Event):
     model: str
     outcome: str
     calls: int
-    tokens: int
+    input_tokens: int
+    output_tokens: int
     cost_usd: float | None
     seconds: float
     error: str

@@ -158,6 +158,12 @@ def hide(secret: Secret) -> None:
     _learned.learn(secret)
 
 
+def cleaner(secrets: Iterable[Secret]) -> Callable[[str], str]:
+    """Takes these secrets out of texts, and those that came to be known while running: for what leaves otherwise."""
+    redactor = Redactor(secrets)
+    return lambda text: _learned.text(redactor.text(text))
+
+
 def _bytes(text: str) -> bytes:
     return text.encode(errors="backslashreplace")  # as the renderers write text that is no Unicode
 
@@ -216,6 +222,12 @@ LINES: dict[type[Event], _Line] = {
     events.WorkerStopped: _Line(
         lambda e: f"Stopped: {_count(e.finished, 'job')} finished, {e.handed_back} handed back",
         _told("finished", "handed_back"),
+    ),
+    events.JobsAdding: _Line(
+        lambda e: f"Adding {_count(e.count, 'job')}, {e.job}, to {e.queue}", _told("queue", "job", "count")
+    ),
+    events.JobsAdded: _Line(
+        lambda e: f"Adding {_count(e.count, 'job')}, {e.job}: {e.outcome}", _told("job", "count", "outcome")
     ),
     events.JobStarted: _Line(lambda e: f"{e.job} {e.id} started", _told("job", "id")),
     events.JobEnded: _Line(_job_ended, _told("job", "id", "outcome", "run_ms", "reason")),

@@ -78,6 +78,7 @@ def _timer(
 
 
 SERIES: tuple[Series, ...] = (
+    _counter("jobs_added", "Jobs that were put on a queue from here, by how that went.", "outcome", group="Jobs"),
     _counter("jobs", "Attempts that ended, by how.", "name", "outcome", "kind", group="Jobs"),
     _counter("job_retries", "Attempts that failed and will be repeated.", "name", group="Jobs"),
     _timer("job_wait_seconds", "From being ready to being fetched.", "name", group="Jobs"),
@@ -225,6 +226,7 @@ class Metrics:
             events.WorkerStarted: self._worker_started,
             events.WorkerWarned: lambda _: of["warnings"].inc(),
             events.WorkerDraining: lambda _: of["draining"].set(1),
+            events.JobsAdded: lambda event: of["jobs_added"].labels(event.outcome).inc(event.count),
             events.JobEnded: self._job_ended,
             events.JobCancelRequested: lambda _: of["job_cancel_requests"].inc(),
             events.JobStalled: lambda _: of["jobs_stalled"].inc(),

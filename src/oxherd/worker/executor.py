@@ -11,6 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -325,7 +326,8 @@ class Executor:
     async def _in_thread(self, running: Running, handler: Handler, context: Context, payload: Any) -> Any:
         running.thread = _Thread(handler.function, context, payload)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, running.thread)
+            run = copy_context().run  # so that the trace goes on in the thread
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run, running.thread)
         finally:
             running.thread = None
 
