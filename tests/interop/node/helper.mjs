@@ -74,6 +74,23 @@ async function board(name, method, route, { params = {}, query = {}, body = {} }
   return { status, body: answer };
 }
 
+// OpenTelemetry as a Node app sets it up, with BullMQ's own package for it; its finished spans stay in memory.
+let traced;
+function tracing() {
+  if (traced) return traced;
+  const { context, propagation, trace } = require('@opentelemetry/api');
+  const { AsyncLocalStorageContextManager } = require('@opentelemetry/context-async-hooks');
+  const { W3CTraceContextPropagator } = require('@opentelemetry/core');
+  const { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor } = require('@opentelemetry/sdk-trace-base');
+  const { BullMQOtel } = require('bullmq-otel');
+  const memory = new InMemorySpanExporter();
+  context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
+  propagation.setGlobalPropagator(new W3CTraceContextPropagator());
+  trace.setGlobalTracerProvider(new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(memory)] }));
+  traced = { memory, telemetry: new BullMQOtel('interop') };
+  return traced;
+}
+
 const calls = {
   // Any method of a Queue, a Job or a Queue's settings.
   queue: (name, method, ...args) => queue(name)[method](...args),
@@ -119,6 +136,20 @@ const calls = {
     delete at(name).worker;
     return null;
   },
+
+  // Queues and workers that trace, and the spans that have ended in this process.
+  traceQueue: async name => {
+    at(name).queue = new Queue(name, { connection, telemetry: tracing().telemetry });
+    return null;
+  },
+  traceWork: (name, opts = {}) => calls.work(name, { telemetry: tracing().telemetry, ...opts }),
+  spans: () =>
+    tracing().memory.getFinishedSpans().map(span => ({
+      name: span.name,
+      trace: span.spanContext().traceId,
+      id: span.spanContext().spanId,
+      parent: span.parentSpanContext?.spanId ?? null,
+    })),
 
   // When a scheduler with these options fires after a moment, in BullMQ's opinion.
   next: (after, repeat) => defaultRepeatStrategy(after, repeat),
