@@ -61,6 +61,17 @@ VALUES = {
     "ALERT_EMAIL_TO": ("ops@example.com, b@example.com", "hidden people"),
     "ALERT_EMAIL_FROM": ("oxherd@example.com", None),
     "RUNBOOKS_URL": ("https://example.com/runbooks", None),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("http://collector:4318", "collector:4318"),
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ("http://collector:4318/v1/traces", "ftp://collector"),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("x-key=hidden%20otel,x-team=hidden-team", None),
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": ("x-key=hidden-traces", None),
+    "OTEL_SDK_DISABLED": ("true", "yes"),
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": ("true", "all"),
+    "SENTRY_DSN": ("https://hidden-key@sentry.example.com/1", "hidden-key@sentry"),
+    "SENTRY_TRACES_SAMPLE_RATE": ("0.25", "25"),
+    "SENTRY_ENVIRONMENT": ("staging", None),
+    "SENTRY_RELEASE": ("app@1.2", None),
+    "RAILWAY_ENVIRONMENT_NAME": ("production", None),
     "RAILWAY_GIT_COMMIT_SHA": ("0123abc", None),
     "RAILWAY_PUBLIC_DOMAIN": ("worker.up.railway.app", None),
 }
@@ -420,7 +431,14 @@ def test_the_settings_know_every_secret_in_them():
         *(GOOD[name] for name in GOOD if name.startswith("ALERT_") and "hidden" in GOOD[name]),
         GOOD["ALERT_WEBHOOK_SECRET"],
         "hidden-mail",
+<<<<<<< HEAD
         "hidden-sentry",
+=======
+        GOOD["OTEL_EXPORTER_OTLP_HEADERS"],
+        GOOD["OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
+        *("hidden%20otel", "hidden otel", "hidden-team", "hidden-traces"),
+        GOOD["SENTRY_DSN"],
+>>>>>>> bb9d132 (Try the variables of traces and Sentry)
     }
 
 
