@@ -431,14 +431,11 @@ def test_the_settings_know_every_secret_in_them():
         *(GOOD[name] for name in GOOD if name.startswith("ALERT_") and "hidden" in GOOD[name]),
         GOOD["ALERT_WEBHOOK_SECRET"],
         "hidden-mail",
-<<<<<<< HEAD
         "hidden-sentry",
-=======
         GOOD["OTEL_EXPORTER_OTLP_HEADERS"],
         GOOD["OTEL_EXPORTER_OTLP_TRACES_HEADERS"],
         *("hidden%20otel", "hidden otel", "hidden-team", "hidden-traces"),
         GOOD["SENTRY_DSN"],
->>>>>>> bb9d132 (Try the variables of traces and Sentry)
     }
 
 
