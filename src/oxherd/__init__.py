@@ -7,13 +7,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oxherd.agents import Agent, Budget, tool
+    from oxherd.agents import MCP, Agent, Budget, tool
     from oxherd.context import Context
     from oxherd.errors import Fatal, JobCancelled, RetryLater, WaitForChildren
     from oxherd.herd import Herd
 
 __version__ = version("oxherd")
 _HOMES = {
+    "MCP": "oxherd.agents",
     "Agent": "oxherd.agents",
     "Budget": "oxherd.agents",
     "Context": "oxherd.context",
@@ -25,6 +26,7 @@ _HOMES = {
     "tool": "oxherd.agents",
 }
 __all__ = [
+    "MCP",
     "Agent",
     "Budget",
     "Context",

@@ -8,6 +8,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   ├── RedisUnreachable        Redis refused, timed out or dropped the connection
 │   ├── StoreUnreachable        Postgres or Supabase did
 │   ├── ModelUnreachable        the model service stayed away or overloaded for hours
+│   ├── ToolsUnreachable        a server of tools did
 │   └── ServiceUnreachable      a service around the worker, such as Sentry, did not answer
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── ServiceRefused              a service around the worker, such as Sentry, refused                 1
@@ -113,6 +114,10 @@ class StoreUnreachable(Unreachable):
 
 class ModelUnreachable(Unreachable):
     """The model service stayed away, or overloaded, over many delays of the job; this costs an attempt."""
+
+
+class ToolsUnreachable(Unreachable):
+    """A server of tools (MCP) stayed away over many delays of the job; this costs an attempt."""
 
 
 class ServiceUnreachable(Unreachable):

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oxherd.agents.form import Form, make_form
+from oxherd.agents.mcp import MCP
 from oxherd.agents.schema import explain
 from oxherd.agents.tools import Tool, ToolFailed, tool, tool_of
 from oxherd.context import Context
@@ -24,6 +25,7 @@ from oxherd.errors import (
     UsageError,
 )
 
+T = TypeVar("T")
 CHOICES = ("auto", "required", "none")
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")  # what a tool's name can't have
 _INPUT = "The task in words, with all that the agent needs to know: it sees nothing else."
@@ -67,7 +69,8 @@ class Agent:
         model: the model's id, such as `openai/gpt-5-mini`.
         instructions: the system message; empty for none.
         description: what it is good for, for other agents that have it as a tool.
-        tools: functions made with `@tool`; plain typed functions are taken too, and other agents, see `as_tool`.
+        tools: functions made with `@tool`; plain typed functions are taken too, other agents, see `as_tool`, and
+            servers of tools, see `MCP`.
         output: the answer's form: `str` for text, a type that pydantic validates, or a JSON schema. Wrong answers are
             sent back with what is wrong, twice at most.
         budget: what one run may use.
@@ -92,7 +95,7 @@ class Agent:
     model: str
     instructions: str = ""
     description: str = ""
-    tools: Sequence[Tool | Callable[..., Any] | Agent] = ()
+    tools: Sequence[Tool | Callable[..., Any] | Agent | MCP] = ()
     output: Any = str
     budget: Budget = field(default_factory=Budget)
     temperature: float | None = None
@@ -106,6 +109,7 @@ class Agent:
     loop_limit: int | None = 3
     form: Form = field(init=False, repr=False, compare=False)
     toolbox: Mapping[str, Tool] = field(init=False, repr=False, compare=False)
+    servers: Sequence[MCP] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("name", "model"):
@@ -118,8 +122,10 @@ class Agent:
         if self.loop_limit is not None and self.loop_limit < 2:
             raise UsageError("agent.loop_limit: must be at least 2; None is no limit")
         object.__setattr__(self, "form", make_form(self.output))
-        object.__setattr__(self, "toolbox", _toolbox(self.tools))
-        _check_choice(self.tool_choice, self.toolbox)
+        object.__setattr__(self, "servers", tuple(each for each in self.tools if isinstance(each, MCP)))
+        object.__setattr__(self, "toolbox", _toolbox(each for each in self.tools if not isinstance(each, MCP)))
+        if not self.servers:  # whose tools are known once they are asked
+            _check_choice(self.tool_choice, self.toolbox)
 
     def as_tool(
         self,
@@ -156,12 +162,24 @@ class Agent:
         return replace(made, description=told, agent=self)
 
     @classmethod
-    def inline(cls, definition: Mapping[str, Any], *, tools: Mapping[str, Tool], name: str = "inline") -> Agent:
+    def inline(
+        cls,
+        definition: Mapping[str, Any],
+        *,
+        tools: Mapping[str, Tool],
+        servers: Mapping[str, MCP] | None = None,
+        name: str = "inline",
+    ) -> Agent:
         """An agent from data: a job's inline definition, or a row of the `agents` table.
 
+        It can use the servers of tools that the product's own agents have, and bring none: a command would let whoever
+        adds jobs run programs here, and a URL would let them reach what only this machine can.
+
         Parameters:
-            definition: the attributes of an agent by name; `tools` by their names, `output` as a JSON schema.
+            definition: the attributes of an agent by name; `tools` by their names, `mcp` as the names of servers,
+                `output` as a JSON schema.
             tools: those it may name.
+            servers: those it may name.
             name: what it is called where the definition has no name.
 
         Raises:
@@ -171,14 +189,14 @@ class Agent:
             read = _Definition.model_validate({"name": name, **definition})
         except ValidationError as error:
             raise PayloadInvalid(explain(error, what="agent")) from None
-        unknown = [each for each in read.tools if each not in tools]
-        if unknown:
-            known = ", ".join(sorted(tools)) or "none"
-            raise PayloadInvalid(f"agent.tools: no tool {unknown[0]!r}; this worker has: {known}")
+        named: list[Tool | MCP] = [_find("tools", "tool", each, tools) for each in read.tools]
+        named += [_find("mcp", "MCP server", each, servers or {}) for each in read.mcp]
         try:
             return cls(
-                **{key: getattr(read, key) for key in _Definition.model_fields if key not in {"tools", "budget"}},
-                tools=tuple(tools[each] for each in read.tools),
+                **{
+                    key: getattr(read, key) for key in _Definition.model_fields if key not in {"tools", "mcp", "budget"}
+                },
+                tools=tuple(named),
                 budget=Budget(**dict(read.budget)),
             )
         except UsageError as error:
@@ -200,6 +218,7 @@ class _Definition(BaseModel):
     instructions: str = ""
     description: str = ""
     tools: list[str] = []
+    mcp: list[str] = []
     output: dict[str, Any] | None = None
     budget: _Limits = _Limits()
     temperature: float | None = None
@@ -211,6 +230,13 @@ class _Definition(BaseModel):
     provider: dict[str, Any] | None = None
     cache: bool = False
     loop_limit: int | None = 3
+
+
+def _find(field: str, what: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        listed = ", ".join(sorted(known)) or "none"
+        raise PayloadInvalid(f"agent.{field}: no {what} {name!r}; this worker has: {listed}")
+    return known[name]
 
 
 def _toolbox(tools: Iterable[Tool | Callable[..., Any] | Agent]) -> dict[str, Tool]:

@@ -14,10 +14,11 @@ from enum import Enum
 from typing import Any
 
 from oxherd.clock import wall_ms
-from oxherd.errors import ModelUnreachable, OutOfCredit, OxherdError, RetryLater
+from oxherd.errors import ModelUnreachable, OutOfCredit, OxherdError, RetryLater, Unreachable
 from oxherd.job import Job
 
 CHECK_URL = "check OPENROUTER_BASE_URL: it ends before /chat/completions"
+STATUS_PAGE = "see https://status.openrouter.ai"
 MAX_MESSAGE = 300  # characters of a provider's message that are kept: it may repeat the prompt
 TOO_LONG = frozenset(
     {"context_length_exceeded", "token_limit_exceeded", "string_too_long", "exceed_context_size_error"}
@@ -111,17 +112,19 @@ def later(retry_after: float | None) -> float:
     return min(max(retry_after or 0.0, LATER), LONGEST_TOLD) * random.uniform(1.0, 1.25)
 
 
-def lengthened(error: RetryLater, job: Job) -> OxherdError | RetryLater:
+def lengthened(
+    error: RetryLater, job: Job, *, last: type[Unreachable] = ModelUnreachable, hint: str = STATUS_PAGE
+) -> OxherdError | RetryLater:
     """The delay for a job that may have been delayed before: each is longer than the last, and they are not for ever.
 
     Returns:
-        A RetryLater, or, past the bound, the error that costs the job an attempt.
+        A RetryLater, or, past the bound, the `last` error, which costs the job an attempt.
     """
     if isinstance(error, OutOfCredit):
         return error  # the closed gate keeps it waiting
     returns = job.attempts_started - job.attempts_made - 1  # also after a deploy; a little more patience then
     if returns >= PATIENT_DELAYS and job.waited_ms > PATIENT_FOR * 1000:
-        return ModelUnreachable(f"{error} (after {returns} delays)", hint="see https://status.openrouter.ai")
+        return last(f"{error} (after {returns} delays)", hint=hint)
     grown = min(LATER * 2.0 ** min(returns, 20), LONGEST_LATER) * random.uniform(1.0, 1.25)
     return RetryLater(max(error.seconds, grown), str(error))
 

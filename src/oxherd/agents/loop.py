@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,13 +14,24 @@ from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
 from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM, OnDelta, Try
+from oxherd.agents.mcp import Servers, read_object
 from oxherd.agents.nesting import Tally, begin, inside
 from oxherd.agents.repeats import Repeats
-from oxherd.agents.tools import ArgumentsInvalid, ToolFailed
+from oxherd.agents.tools import ArgumentsInvalid, Tool, ToolFailed
 from oxherd.clock import mono
 from oxherd.codec import encode
 from oxherd.context import Context, Delta, Usage
-from oxherd.errors import BudgetExceeded, JobError, OutputInvalid, PayloadInvalid, RetryLater, ToolsFailed, Waiting
+from oxherd.errors import (
+    BudgetExceeded,
+    JobError,
+    OutputInvalid,
+    PayloadInvalid,
+    RetryLater,
+    ToolsFailed,
+    ToolsUnreachable,
+    UsageError,
+    Waiting,
+)
 from oxherd.telemetry.events import (
     AgentEnded,
     AgentStarted,
@@ -87,6 +98,7 @@ async def run_agent(
     *,
     scope: str | None = None,
     ledger: Ledger | None = None,
+    servers: Servers | None = None,
 ) -> Run:
     """Run an agent to its answer.
 
@@ -98,6 +110,8 @@ async def run_agent(
         scope: the prefix of its steps, from `ctx.scope`; one by the agent's name when left out.
         ledger: where money is set aside and calls are booked; without it, the run's own cap is looked at between calls.
 
+        servers: connections to servers of tools, for agents that have any.
+
     Raises:
         PayloadInvalid: the input is neither.
         BudgetExceeded: a cap was reached before there was an answer; its `partial` is the run so far.
@@ -106,8 +120,10 @@ async def run_agent(
         AgentError: the agent is inside itself, or too deep inside others.
         ModelRefused, OutOfCredit: see `LLM.chat`.
         RetryLater, ModelUnreachable: the same, longer each time the job comes back; past a bound it costs an attempt.
+        ToolsUnreachable: the same of a server of tools.
     """
-    return await _Loop(ctx, agent, llm, opening(agent, input), scope or ctx.scope(agent.name), ledger).run()
+    scope = scope or ctx.scope(agent.name)
+    return await _Loop(ctx, agent, llm, opening(agent, input), scope, ledger, servers).run()
 
 
 def opening(agent: Agent, input: object) -> list[Message]:  # noqa: A002
@@ -127,11 +143,21 @@ class _Loop:
     """The state of one run."""
 
     def __init__(
-        self, ctx: Context, agent: Agent, llm: LLM, messages: list[Message], scope: str, ledger: Ledger | None
+        self,
+        ctx: Context,
+        agent: Agent,
+        llm: LLM,
+        messages: list[Message],
+        scope: str,
+        ledger: Ledger | None,
+        servers: Servers | None,
     ) -> None:
+        if agent.servers and servers is None:
+            raise UsageError(f"agent {agent.name!r} has servers of tools, so run_agent needs servers=")
         self._ctx = ctx
         self._agent = agent
         self._llm = llm
+        self._servers = servers
         self._tally = begin(agent, ctx.key_of(scope))
         self._run = Run(agent=agent.name, messages=messages, usage=self._tally.usage)
         self._scope = scope
@@ -183,8 +209,9 @@ class _Loop:
         usage = Usage()
 
         async def call(_: list[Message]) -> Any:
+            request = await self._request()
             try:
-                reply = await self._chat(f"{self._tally.path}/{name}", show, self._request())
+                reply = await self._chat(f"{self._tally.path}/{name}", show, request)
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
@@ -223,7 +250,7 @@ class _Loop:
         if self._ctx.feed is not None:
             self._ctx.feed.delta(key, delta)
 
-    def _request(self) -> Request:
+    async def _request(self) -> Request:
         agent = self._agent
         choice = _choice(agent.tool_choice) if self._run.steps == 1 else None
         must_call = choice is not None and choice != "none"
@@ -231,7 +258,7 @@ class _Loop:
             model=agent.model,
             messages=self._run.messages,
             max_tokens=agent.max_output_tokens,
-            tools=[tool.definition() for tool in agent.toolbox.values()],
+            tools=[tool.definition() for tool in (await self._tools()).values()],
             tool_choice=choice,
             # Not together with a demand to call: llama.cpp would follow the format and ignore the demand.
             response_format=None if must_call else agent.form.response_format(),
@@ -243,6 +270,16 @@ class _Loop:
             cache=agent.cache,
             session_id=self._session,
         )
+
+    async def _tools(self) -> Mapping[str, Tool]:
+        """All tools there are now. Those of servers may change; a replay asks for none, so it needs no server."""
+        agent = self._agent
+        if self._servers is None:
+            return agent.toolbox
+        try:
+            return await self._servers.tools(agent.servers, agent.toolbox)
+        except RetryLater as error:
+            raise lengthened(error, self._ctx.job, last=ToolsUnreachable, hint="see the events mcp.lost") from error
 
     async def _use_tools(self, calls: list[ToolCall]) -> None:
         refused = self._repeats.refusals(self._run.agent, calls)
@@ -263,13 +300,12 @@ class _Loop:
         self._tool_calls += 1
         if refused:
             return _fault(refused)
-        if call.name not in self._agent.toolbox:
-            known = ", ".join(self._agent.toolbox) or "none"
-            return _fault(f"there is no tool {call.name[:MAX_NAME]!r}; the tools are: {known}")
+        if not self._agent.servers and call.name not in self._agent.toolbox:
+            return _no_tool(call.name, self._agent.toolbox)
         number = self._tool_calls
-        if self._agent.toolbox[call.name].approve and (refusal := await self._refusal(call, number)):
+        if self._needs_approval(call.name) and (refusal := await self._refusal(call, number)):
             return refusal
-        name = f"{self._scope}/tool-{number}-{call.name}"
+        name = f"{self._scope}/tool-{number}-{call.name[:MAX_NAME]}"
         inner = Tally(self._tally)
         ran = partial(self._call_tool, inner, call.id)
         kept: Mapping[str, Any] = await self._ctx.step(name, ran, call.name, call.arguments, kind="tool")
@@ -285,7 +321,8 @@ class _Loop:
         The person sees the arguments as the tool will get them, defaults included, and approves these alone.
         """
         try:
-            arguments = self._agent.toolbox[call.name].read(call.arguments)
+            tool = self._agent.toolbox.get(call.name)
+            arguments = read_object(call.arguments) if tool is None else tool.read(call.arguments)
         except ArgumentsInvalid:
             return None  # there is nothing to approve: the call will only tell what is wrong
         answer = await self._ctx.wait_for(
@@ -298,6 +335,12 @@ class _Loop:
             return _fault("this call needs a person's approval, and nobody answered in time; it was not made")
         words = f": {answer.message}" if answer.message else ""
         return _fault(f"a person denied this call; it was not made{words}")
+
+    def _needs_approval(self, name: str) -> bool:
+        tool = self._agent.toolbox.get(name)
+        if tool is not None:
+            return tool.approve
+        return any(each.approve and each.may_offer(name) for each in self._agent.servers)
 
     async def _call_tool(self, inner: Tally, call_id: str, name: str, arguments: str) -> Any:
         result: Mapping[str, Any] = {}
@@ -312,8 +355,11 @@ class _Loop:
         return {**result, "usage": dump_usage(inner.usage)} if inner.calls else result
 
     async def _result_of(self, name: str, arguments: str) -> Message:
+        tools = self._agent.toolbox if name in self._agent.toolbox else await self._tools()
+        if name not in tools:
+            return _no_tool(name, tools)
         try:
-            return {"ok": True, "content": await self._agent.toolbox[name].run(self._ctx, arguments)}
+            return {"ok": True, "content": await tools[name].run(self._ctx, arguments)}
         except ArgumentsInvalid as error:
             return _fault(f"the arguments do not fit: {error}; they were: {arguments}")
         except ToolFailed as error:
@@ -399,6 +445,10 @@ def _model_called(ids: tuple[str, str, str], how: Ending, tries: list[Try], repl
         error=how.error,
         reply=reply,
     )
+
+
+def _no_tool(name: str, tools: Iterable[str]) -> Message:
+    return _fault(f"there is no tool {name[:MAX_NAME]!r}; the tools are: {', '.join(tools) or 'none'}")
 
 
 def _fault(why: str) -> Message:

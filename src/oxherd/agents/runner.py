@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from oxherd.agents.agent import Agent
 from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM
 from oxherd.agents.loop import Run, run_agent
+from oxherd.agents.mcp import MCP, Servers
 from oxherd.agents.tools import Tool
 from oxherd.context import Context
 from oxherd.errors import PayloadInvalid, UnknownAgent
@@ -59,11 +61,13 @@ class Agents:
     Attributes:
         llm: the model service.
         ledger: where calls are booked, once the app has set it; without one, caps hold for single runs only.
+        servers: connections to servers of tools.
     """
 
     def __init__(self, llm: LLM, *, known: Mapping[str, Agent], lookup: Lookup | None = None) -> None:
         self.llm = llm
         self.ledger: Ledger | None = None
+        self.servers = Servers()
         self._known = known
         self._lookup = lookup
 
@@ -80,7 +84,8 @@ class Agents:
             await self.ledger.start()
 
     async def close(self) -> None:
-        """Write what the ledger still has, and close the connections to the model service. Twice is fine."""
+        """Write what the ledger still has, and close the connections to servers of tools and models. Twice is fine."""
+        await self.servers.close()
         if self.ledger is not None:
             await self.ledger.stop()
         await self.llm.close()
@@ -106,7 +111,7 @@ class Agents:
             case str():
                 return self._known.get(agent) or await self._kept(ctx, agent, scope)
             case Mapping():
-                return Agent.inline(agent, tools=self._tools())
+                return Agent.inline(agent, tools=self._tools(), servers=self._sources())
             case _:
                 raise PayloadInvalid("agent: must be an Agent, an agent's name or an object that defines one")
 
@@ -115,7 +120,7 @@ class Agents:
         # Before anything is awaited: of two runs at once, their order decides who is called what, not the database.
         scope = ctx.scope(_name_of(agent))
         found = await self.resolve(ctx, agent, scope)
-        return await run_agent(ctx, found, input, self.llm, scope=scope, ledger=self.ledger)
+        return await run_agent(ctx, found, input, self.llm, scope=scope, ledger=self.ledger, servers=self.servers)
 
     async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
         """The built-in job `agent.run`."""
@@ -137,7 +142,8 @@ class Agents:
         kept = now or await lookup(name, version)
         if kept is None:
             raise UnknownAgent(f"version {version} of agent {name!r}, which this run began with, is kept no more")
-        return Agent.inline({**kept.definition, "name": name}, tools=self._tools())
+        definition = {**kept.definition, "name": name}
+        return Agent.inline(definition, tools=self._tools(), servers=self._sources())
 
     def _unknown(self, name: str) -> UnknownAgent:
         known = ", ".join(sorted(self._known)) or "none"
@@ -154,6 +160,12 @@ class Agents:
             if not _same(tools.setdefault(each.name, each), each):
                 clashing.add(each.name)
         return {name: each for name, each in tools.items() if name not in clashing}
+
+    def _sources(self) -> dict[str, MCP]:
+        """The servers of tools that definitions may name, likewise."""
+        found = {id(each): each for agent in self._known.values() for each in agent.servers}.values()
+        counts = Counter(each.name for each in found)
+        return {each.name: each for each in found if counts[each.name] == 1}
 
 
 def _same(one: Tool, other: Tool) -> bool:

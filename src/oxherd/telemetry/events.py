@@ -525,6 +525,25 @@ class ToolCalled(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class McpConnected(Event):
+    """A server of tools (MCP) is connected to; it stays so until it dies or the worker stops."""
+
+    name: ClassVar[str] = "mcp.connected"
+    server: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class McpLost(Event):
+    """A server of tools (MCP) died, or can't be reached. It is connected to again when it is next needed."""
+
+    name: ClassVar[str] = "mcp.lost"
+    level: ClassVar[str] = "warning"
+    server: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class LimiterWaited(Event):
     """A call of a model waited for the limits that all workers share; `passed` tells whether it may be sent now."""
 

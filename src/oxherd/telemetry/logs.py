@@ -30,7 +30,7 @@ from oxherd.telemetry.events import Event, attach, catalogue, logged_fields
 
 _RANKS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _UNHAPPY = frozenset({"failed", "lease_lost"})
-_CHATTY = ("uvicorn",)  # says at info level what our own start-up lines say better
+_CHATTY = ("uvicorn", "httpx2", "mcp")  # say at info level what our own lines say better, or each request
 _REFUSALS_EVERY = 1.0  # seconds
 _LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
 _LONGEST_LINE = 4 * _LONGEST_TEXT
@@ -269,6 +269,8 @@ LINES: dict[type[Event], _Line] = {
         lambda e: f"{e.tool} {e.outcome} in {_took(e.seconds * 1000)}, for job {e.id}",
         _told("id", "tool", "outcome", "seconds"),
     ),
+    events.McpConnected: _Line(lambda e: f"MCP server {e.server} is connected", _told("server")),
+    events.McpLost: _Line(lambda e: f"MCP server {e.server} is away: {e.error}", _told("server", "error")),
     events.LimiterWaited: _Line(
         lambda e: f"{'Waited' if e.passed else 'No place after'} {_took(e.seconds * 1000)} for {e.model}",
         _told("model", "seconds", "passed"),

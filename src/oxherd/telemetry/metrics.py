@@ -108,6 +108,8 @@ SERIES: tuple[Series, ...] = (
     ),
     _counter("tool_calls", "Calls of tools, by how they ended.", "agent", "tool", "outcome", group="Agents"),
     _timer("tool_seconds", "One call of a tool.", "tool", group="Agents"),
+    _counter("mcp_connects", "Connections to servers of tools (MCP) that were made.", "server", group="Agents"),
+    _counter("mcp_lost", "Servers of tools (MCP) that died, or could not be reached.", "server", group="Agents"),
     _counter("steps", "Steps that ran, by how they ended.", "kind", "outcome", group="Agents"),
     _counter("steps_replayed", "Steps that were in the journal already.", "kind", group="Agents"),
     _timer("limiter_wait_seconds", "Waits for the limits that all workers share.", "model", group="Limits and money"),
@@ -159,7 +161,7 @@ class Metrics:
     def __init__(self, handlers: Iterable[str] = ()) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the page, nothing reads them
         self._known = frozenset(handlers)
-        self._names: dict[str, set[str]] = {"agent": set(), "model": set(), "tool": set()}
+        self._names: dict[str, set[str]] = {"agent": set(), "model": set(), "tool": set(), "server": set()}
         self._ended: dict[tuple[str, str, str], Counter] = {}
         self._timed: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
         self.registry = CollectorRegistry()
@@ -240,6 +242,8 @@ class Metrics:
             events.ModelCalled: self._model_called,
             events.ModelFaulted: self._model_faulted,
             events.ToolCalled: self._tool_called,
+            events.McpConnected: lambda event: of["mcp_connects"].labels(self._named("server", event.server)).inc(),
+            events.McpLost: lambda event: of["mcp_lost"].labels(self._named("server", event.server)).inc(),
             events.LimiterWaited: self._limiter_waited,
             events.LeaseWasLost: lambda _: of["leases_lost"].inc(),
             events.LeasesLate: lambda _: of["leases_late"].inc(),
