@@ -7,23 +7,23 @@ import base64
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, cast
 
 from oxherd.agents import LLM, Agents
 from oxherd.app import built_in_handlers
 from oxherd.clock import wall_ms
 from oxherd.codec import decode, encode, tenant_of
-from oxherd.context import Step, Usage
+from oxherd.context import Answer, Ask, Step, Usage
 from oxherd.errors import UsageError
 from oxherd.herd import Herd
 from oxherd.job import Done, Fail, Job, Outcome, Retry
 from oxherd.settings import Secret
-from oxherd.store import Begun, RunRecord, Store
+from oxherd.store import Begun, Question, RunRecord, Store, WaitRow
 from oxherd.testing.events import Events, captured_events
 from oxherd.testing.model import ScriptedModel
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.vault import NO_VAULT, Vault
+from oxherd.worker.approvals import Asking
 from oxherd.worker.executor import Executor, Running
 
 QUEUE = "test"
@@ -41,17 +41,34 @@ class Child:
     opts: Mapping[str, Any]
 
 
+Answers = Mapping[str, "bool | Answer | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meanwhile:
+    """What happened before an attempt while its job was parked.
+
+    Attributes:
+        results: of finished children by their Redis keys.
+        answers: to questions, by their names or ids: yes, no, None for nobody's, or an `Answer` that says more.
+    """
+
+    results: Mapping[str, Any] = field(default_factory=dict)
+    answers: Answers = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class JobRun:
     """One attempt of a job, and how it went.
 
     Attributes:
-        outcome: `Done`, `Retry`, `Fail`, `Delay` or `Park`, from `oxherd.job`.
+        outcome: `Done`, `Retry`, `Fail`, `Delay`, `Park` or `Wait`, from `oxherd.job`.
         steps: the finished steps, those of earlier attempts included, in the order in which they finished.
         ran: the keys of those that this attempt ran itself.
         usage: tokens and money of the run, replayed steps included.
         progress, logs: what the handler published.
-        children: what it added with `ctx.spawn`, each once.
+        children: what it added with `ctx.spawn`.
+        questions: what it asks people, as far as nobody has answered.
         events: what Oxherd said meanwhile.
         place: where it ran.
     """
@@ -63,6 +80,7 @@ class JobRun:
     progress: Sequence[Any]
     logs: Sequence[str]
     children: Sequence[Child]
+    questions: Sequence[Ask]
     events: Events
     place: Place = field(repr=False)
 
@@ -82,15 +100,23 @@ class JobRun:
         """What each finished step returned, as plain data, by its key."""
         return {step.key: decode(step.output) for step in self.steps}
 
-    async def again(self, *, children: Mapping[str, Any] | None = None) -> JobRun:
+    async def again(self, *, children: Mapping[str, Any] | None = None, answers: Answers | None = None) -> JobRun:
         """Run the next attempt of the same job, which replays the finished steps.
 
         Parameters:
             children: results of the children that have finished since, by their ids or their names; a name stands for
                 all children of that name.
+            answers: what people have answered since, by the names or ids of `questions`: True, False, None where the
+                time is over, or an `Answer` from `oxherd.context`.
+
+        Raises:
+            UsageError: there is no such child or question.
         """
         self.place.spent += isinstance(self.outcome, Retry)
-        return await self.place.attempt(self.steps, self.results_of(children or {}))
+        known = {key for ask in self.questions for key in (ask.name, ask.id)}
+        if unknown := set(answers or ()) - known:
+            raise UsageError(f"the job asks no {min(unknown)!r}, but: {', '.join(sorted(known)) or 'nothing'}")
+        return await self.place.attempt(self.steps, Meanwhile(self.results_of(children or {}), answers or {}))
 
     def results_of(self, children: Mapping[str, Any]) -> dict[str, Any]:
         """Results of this run's children by their Redis keys, from results by id or name. Raises UsageError."""
@@ -131,6 +157,8 @@ async def run_job(
 
 def described(outcome: Outcome) -> str:
     """How an attempt ended, in words."""
+    if isinstance(outcome, Done):
+        return outcome.value.decode()
     kind = f" ({outcome.kind})" if isinstance(outcome, Fail) else ""
     more = [text for text in (getattr(outcome, "reason", ""), getattr(outcome, "stack", "")) if text]
     return "\n".join([f"{type(outcome).__name__}{kind}", *more])
@@ -158,25 +186,26 @@ class Place:
     async def attempt(
         self,
         steps: Sequence[Step] = (),
-        results: Mapping[str, Any] = MappingProxyType({}),
+        meanwhile: Meanwhile | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> JobRun:
         """Run an attempt.
 
         Parameters:
             steps: what earlier ones have finished.
-            results: of finished children, by their Redis keys.
+            meanwhile: what happened since the last one.
             on_step: called when a step was kept.
 
         Raises:
             AssertionError: the scripted model was asked for more than its script has.
         """
-        kept, queue = _Kept(steps, on_step), _Queue(results)
+        given = meanwhile or Meanwhile()
+        kept, queue = _Kept(steps, on_step, given.answers, self.timestamp), _Queue(given.results)
         agents = Agents(LLM(self._base_url, None, sleep=_no_pause), known=self.herd.agents)
         executor = Executor(
             {**self.herd.handlers, **built_in_handlers(agents.handle)},
             store=cast("Store", kept), wire=queue, runner=agents.run, vault=await self._vault(kept), worker="test",
-            queue=QUEUE, timeout=0, idle_timeout=0, threads=4, crash_limit=2,
+            asking=Asking(notify=self.herd.notify), queue=QUEUE, timeout=0, idle_timeout=0, threads=4, crash_limit=2,
         )  # fmt: skip
         running = Running(self._job())
         try:
@@ -189,7 +218,7 @@ class Place:
             self.model.check()
         usage = running.context.usage if running.context else Usage()
         return JobRun(
-            outcome, kept.steps, kept.ran, usage, queue.progress, queue.lines, list(queue.children.values()), events,
+            outcome, kept.steps, kept.ran, usage, queue.progress, queue.lines, queue.children, kept.questions, events,
             self,
         )  # fmt: skip
 
@@ -218,9 +247,12 @@ class _Kept:
 
     kind = "memory"
 
-    def __init__(self, steps: Sequence[Step], on_step: Callable[[], None]) -> None:
+    def __init__(self, steps: Sequence[Step], on_step: Callable[[], None], answers: Answers, at: int) -> None:
         self.steps = list(steps)
         self.ran: list[str] = []
+        self.questions: list[Ask] = []
+        self._answers = answers
+        self._at = at  # one moment for all, so that replays are alike
         self._on_step = on_step
         self._envelopes: dict[tuple[str, str], str] = {}
 
@@ -236,6 +268,27 @@ class _Kept:
         self._on_step()
         return True
 
+    async def open_wait(
+        self,
+        question: Question,
+        *,
+        fence: int,  # noqa: ARG002
+        attempt_started_at: int,  # noqa: ARG002
+    ) -> tuple[WaitRow, bool]:
+        expires_at = self._at + question.timeout_ms
+        about = decode(question.about)
+        told = self._answers.get(question.key, self._answers.get(question.id, MISSING))
+        answer = told if isinstance(told, Answer) else Answer(told is True, None, "test", told is None, self._at)
+        state = "open" if told is MISSING else "expired" if answer.expired else "answered"
+        if state == "open":
+            self.questions.append(Ask(question.id, question.key, about, expires_at, None))
+        row = WaitRow(
+            question.run_id, question.key, question.id, question.nonce, question.queue, question.job_id, question.job,
+            question.tenant, question.inputs, about, state, self._at, expires_at, question.timeout_ms,
+            answer.approved, answer.value, answer.message, answer.by, answer.at,
+        )  # fmt: skip
+        return row, state == "open"
+
     async def put_credential(self, tenant: str, name: str, envelope: str) -> bool:
         self._envelopes[tenant, name] = envelope
         return True
@@ -250,7 +303,7 @@ class _Queue:
     def __init__(self, results: Mapping[str, Any]) -> None:
         self.progress: list[Any] = []
         self.lines: list[str] = []
-        self.children: dict[str, Child] = {}
+        self.children: list[Child] = []
         self._results = results
 
     async def update_progress(self, _: Job, value: Any) -> None:
@@ -263,7 +316,7 @@ class _Queue:
         return dict(self._results)
 
     async def add_child(self, _: Job, child_id: str, name: str, data: Any, opts: dict[str, Any]) -> str:
-        self.children.setdefault(child_id, Child(child_id, name, decode(encode(data)), opts))
+        self.children.append(Child(child_id, name, decode(encode(data)), opts))
         return child_id
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oxherd.codec import encode
 from oxherd.context import Step
 from oxherd.herd import Herd
-from oxherd.job import Done, Park
-from oxherd.testing.jobs import JobRun, Place, described
+from oxherd.job import Done, Park, Wait
+from oxherd.testing.jobs import Answers, JobRun, Meanwhile, Place, described
 from oxherd.testing.model import ScriptedModel
 
 
@@ -22,6 +22,7 @@ async def replay_every_step(
     model: ScriptedModel | str | None = None,
     credentials: Mapping[str, str] | None = None,
     children: Mapping[str, Any] | None = None,
+    answers: Answers | None = None,
     **opts: Any,
 ) -> JobRun:
     """Run a job, then again from the first n of its steps, for every n, as after a crash behind each step.
@@ -35,8 +36,8 @@ async def replay_every_step(
 
     Parameters:
         herd, name, payload, model, credentials, opts: as for `run_job`.
-        children: for a job that waits for its children: their results, as for `JobRun.again`. It is then replayed
-            before and after they came.
+        children, answers: for a job that waits for its children or for people: their results and answers, as for
+            `JobRun.again`. It is then replayed before and after they came.
 
     Returns:
         The undisturbed run.
@@ -47,10 +48,21 @@ async def replay_every_step(
     """
     place = Place(herd, name, encode({} if payload is None else payload), model, credentials or {}, opts)
     replays = _Replays(place, model if isinstance(model, ScriptedModel) else None)
-    first = await replays.check((), {})
-    if children is None:
-        return first
-    return await replays.check(first.steps, first.results_of(children))
+    meanwhile = Meanwhile()
+    first = await replays.check((), meanwhile)
+    while (after := _next(first, meanwhile, children, answers or {})) is not None:
+        meanwhile = after
+        first = await replays.check(first.steps, meanwhile)
+    return first
+
+
+def _next(run: JobRun, before: Meanwhile, children: Mapping[str, Any] | None, answers: Answers) -> Meanwhile | None:
+    """What a parked job is given next; None where it has ended, or there is nothing new."""
+    if isinstance(run.outcome, Park) and children is not None and not before.results:
+        return replace(before, results=run.results_of(children))
+    if new := {ask.name: answers[ask.name] for ask in run.questions if ask.name in answers}:
+        return replace(before, answers={**before.answers, **new})
+    return None
 
 
 @dataclass(slots=True)
@@ -69,10 +81,10 @@ class _Replays:
         self._model = model
         self._marks = [self._mark()]
 
-    async def check(self, steps: Sequence[Step], results: Mapping[str, Any]) -> JobRun:
+    async def check(self, steps: Sequence[Step], meanwhile: Meanwhile) -> JobRun:
         """Run from these steps on, then from each step that this finished. Raises AssertionError."""
-        first = await self._place.attempt(steps, results, lambda: self._marks.append(self._mark()))
-        if not isinstance(first.outcome, Done | Park):
+        first = await self._place.attempt(steps, meanwhile, lambda: self._marks.append(self._mark()))
+        if not isinstance(first.outcome, Done | Park | Wait):
             raise AssertionError(  # noqa: TRY004  it is the test that fails
                 f"job {self._place.name!r} does not end well by itself: {described(first.outcome)}"
             )
@@ -81,14 +93,13 @@ class _Replays:
         for count in (len(first.steps), *range(len(steps), len(first.steps))):
             self._rewind(self._marks[count])
             before = self._mark()
-            replay = await self._place.attempt(first.steps[:count], results)
+            replay = await self._place.attempt(first.steps[:count], meanwhile)
             fault = self._fault(first, replay, self._mark().asked - before.asked, end.asked - self._marks[count].asked)
             if fault is None and not _same_outputs(first, replay):
-                again = await self._place.attempt(replay.steps, results)
+                again = await self._place.attempt(replay.steps, meanwhile)
                 fault = _difference(replay, again)
             if fault:
                 raise AssertionError(f"job {self._place.name!r} {_where(first.steps, count)} {fault}")
-        self._rewind(end)
         return first
 
     def _fault(self, first: JobRun, replay: JobRun, asked: int, expected: int) -> str | None:
@@ -115,15 +126,11 @@ def _difference(first: JobRun, replay: JobRun) -> str | None:
     """What a replay did otherwise than the run before it, in words."""
     if new := set(replay.ran) - {step.key for step in first.steps}:
         return f"runs step {min(new)!r}, which the run before did not have: its name must be the same each time"
-    if first.outcome != replay.outcome:
-        return f"ends differently.\nbefore: {_ending(first)}\nnow:    {_ending(replay)}"
-    if (before := _children(first)) != (now := _children(replay)):
-        return f"adds other children.\nbefore: {before}\nnow:    {now}"
+    if (before := described(first.outcome)) != (now := described(replay.outcome)):
+        return f"ends differently.\nbefore: {before}\nnow:    {now}"
+    if (added := _children(first)) != (adds := _children(replay)):
+        return f"adds other children.\nbefore: {added}\nnow:    {adds}"
     return None
-
-
-def _ending(run: JobRun) -> str:
-    return run.outcome.value.decode() if isinstance(run.outcome, Done) else described(run.outcome)
 
 
 def _children(run: JobRun) -> list[tuple[str, str, Any]]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from oxherd import settings
-from oxherd.app import Service, build_store, queue_client
+from oxherd.app import Service, build_approvals, build_store, queue_client
 from oxherd.herd import Herd
 from oxherd.queue.admin import Admin
 from oxherd.queue.producer import Producer
 from oxherd.telemetry.events import JobEnded
 from oxherd.testing.events import Events, captured_events
 from oxherd.testing.model import ScriptedModel
+from oxherd.worker.approvals import Approvals
 
 ENDINGS = frozenset({"completed", "failed"})
 
@@ -30,6 +31,7 @@ class Serving:
         admin: looks at the queue, retries, cancels.
         events: what Oxherd said so far.
         service: the worker itself; `service.port` is where it answers over HTTP.
+        approvals: looks at the questions that jobs ask, and answers them; None without a database.
     """
 
     queue: str
@@ -37,6 +39,7 @@ class Serving:
     admin: Admin
     events: Events
     service: Service
+    approvals: Approvals | None
 
     async def add(self, name: str, data: Any = None, **opts: Any) -> str:
         """Add a job; returns its id.
@@ -102,11 +105,13 @@ async def serving(
     if model is not None:
         given["OPENROUTER_BASE_URL"] = model.base_url if isinstance(model, ScriptedModel) else model
     known = settings.load(given | variables)
-    service = Service(known, herd, store=build_store(known))
+    store = build_store(known)
+    service = Service(known, herd, store=store)
     with captured_events() as events:
         await service.start()
         try:
             async with queue_client(known) as (producer, admin):
-                yield Serving(name, producer, admin, events, service)
+                approvals = build_approvals(known, store, service.worker.consumer.link) if store else None
+                yield Serving(name, producer, admin, events, service, approvals)
         finally:
             await service.close()

@@ -51,3 +51,12 @@ def test_no_key_is_ever_evicted_and_settings_can_be_given():
     with Valkey(config={"maxmemory": "64mb"}) as server, Redis.from_url(server.url) as client:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert client.config_get("maxmemory") == {"maxmemory": str(64 * 1024 * 1024)}
+
+
+def test_clearing_it_forgets_all_data_and_all_scripts(valkey):
+    with Redis.from_url(valkey.url) as client:
+        client.set("name", "ox")
+        sha = client.script_load("return 1")
+        valkey.clear()
+        assert client.dbsize() == 0
+        assert client.script_exists(sha) == [False]

@@ -27,13 +27,15 @@ def test_only_the_kinds_that_were_asked_for_are_kept():
 
 
 async def test_a_test_can_wait_for_events_from_any_thread(oxherd_events):
-    thread = threading.Thread(target=lambda: [emit(JobStalled(id=one)) for one in "ab"])
-    both, first = asyncio.gather(oxherd_events.wait(JobStalled, count=2), oxherd_events.wait(JobStalled, id="a")), []
-    oxherd_events.on(JobStalled, lambda event: first.append(event.id))
+    waiting, reacted = threading.Event(), []
+    thread = threading.Thread(target=lambda: waiting.wait() and [emit(JobStalled(id=one)) for one in "ab"])
     thread.start()
-    assert await both == [[JobStalled(id="a"), JobStalled(id="b")], [JobStalled(id="a")]]
+    oxherd_events.on(JobStalled, lambda event: reacted.append(event.id))
+    asyncio.get_running_loop().call_later(0.05, waiting.set)  # when the loop has nothing else to do
+    found = await asyncio.gather(oxherd_events.wait(JobStalled, count=2), oxherd_events.wait(JobStalled, id="a"))
+    assert found == [[JobStalled(id="a"), JobStalled(id="b")], [JobStalled(id="a")]]
     thread.join()
-    assert first == ["a", "b"]
+    assert reacted == ["a", "b"]
 
 
 async def test_what_did_not_happen_is_told_with_what_did(oxherd_events):

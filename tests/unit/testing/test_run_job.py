@@ -7,8 +7,10 @@ import pytest
 from pydantic import BaseModel
 
 from oxherd import Budget, Fatal, Herd, RetryLater, WaitForChildren, tool
+from oxherd.clock import mono
+from oxherd.context import Answer
 from oxherd.errors import UsageError
-from oxherd.job import Delay, Done, Fail, Park, Retry
+from oxherd.job import Delay, Done, Fail, Park, Retry, Wait
 from oxherd.telemetry.events import SpendUnknown, emit
 from oxherd.testing import calls, fails, run_job, says
 
@@ -73,7 +75,9 @@ async def test_the_next_attempt_replays_what_was_paid_for(herd, oxherd_model):
 
 async def test_pauses_of_the_model_client_are_not_waited_for(herd, oxherd_model):
     oxherd_model.script(fails(503), fails(503), fails(503, retry_after=9), says("ok"))
+    begun = mono()
     assert (await run_job(herd, "support.reply", {"text": "?"}, model=oxherd_model)).result == "ok"
+    assert mono() - begun < 9
 
 
 async def test_a_call_too_many_fails_at_once_with_the_conversation(herd, oxherd_model):
@@ -171,3 +175,50 @@ async def test_events_of_the_run_are_kept():
 
     run = await run_job(herd, "tells")
     assert run.events.all(SpendUnknown, run="r")
+
+
+@pytest.fixture
+def refunds() -> Herd:
+    herd = Herd()
+
+    @tool(approve=True)
+    async def refund(order: str, cents: int = 100) -> str:
+        """Pay back."""
+        return f"{cents} paid back for {order}"
+
+    agent = herd.agent("support", model="m", tools=[refund])
+
+    @herd.job("support.reply")
+    async def reply(ctx, payload):
+        first = await ctx.wait_for("begin", about=payload, timeout="1h")
+        return f"{first.approved} {first.by}: {(await ctx.run(agent, 'Pay me back')).output}"
+
+    return herd
+
+
+async def test_questions_are_seen_and_answered(refunds, oxherd_model):
+    oxherd_model.script(calls(("refund", {"order": "A-17"})), lambda asked: asked.text)
+    asks = await run_job(refunds, "support.reply", {"ticket": 4}, model=oxherd_model)
+    assert isinstance(asks.outcome, Wait)
+    assert [(ask.name, ask.about) for ask in asks.questions] == [("begin", {"ticket": 4})]
+    begun = await asks.again(answers={"begin": Answer(True, None, "ada", False, 0)})
+    (ask,) = begun.questions
+    assert (ask.name, ask.about["arguments"]) == ("support/approve-1-refund", {"order": "A-17", "cents": 100})
+    with pytest.raises(UsageError, match=r"the job asks no 'refund', but: .*support/approve-1-refund"):
+        await begun.again(answers={"refund": True})
+    assert (await begun.again(answers={ask.id: True})).result == "True ada: 100 paid back for A-17"
+    oxherd_model.rewind(1)
+    assert "approval, and nobody answered in time" in (await begun.again(answers={ask.name: None})).result
+    oxherd_model.rewind(1)
+    assert isinstance((await begun.again()).outcome, Wait)
+    denied = await begun.again(answers={ask.name: Answer(False, None, "bob", False, 0, "too much")})
+    assert "too much" in denied.result
+
+
+async def test_people_are_told_of_questions_as_by_a_worker(refunds):
+    told = []
+    refunds.on_approval(lambda ctx, ask: told.append(ask.name))
+    asks = await run_job(refunds, "support.reply", {})
+    assert told == ["begin"]
+    await asks.again()
+    assert told == ["begin"]

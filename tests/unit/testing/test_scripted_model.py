@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import urllib.error
 import urllib.request
 from decimal import Decimal
@@ -66,10 +67,14 @@ async def test_errors_are_those_that_the_real_client_handles(llm, oxherd_model):
 
 
 async def test_silence_lasts_until_the_client_leaves(llm, oxherd_model):
-    oxherd_model.script(hangs(), says("later"))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await llm.chat(question())
+    asked = threading.Event()
+    oxherd_model.script(lambda _: asked.set() or hangs(), says("later"))
+    call = asyncio.create_task(llm.chat(question()))
+    assert await asyncio.to_thread(asked.wait, 10)
+    done, _ = await asyncio.wait([call], timeout=0.05)
+    assert not done
+    call.cancel()
+    await asyncio.wait([call])
     assert (await llm.chat(question())).text == "later"
 
 
