@@ -45,6 +45,8 @@ from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_pr
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from oxherd.agents.ledger import Ledger
 
 OLDEST_REDIS = (6, 2)
@@ -315,11 +317,20 @@ class Service:
         await self.watchdogs.start()
         self._stops += [self.indicators.stop, self.watchdogs.stop]
         version = await self._look_around(self.worker.consumer.link)
-        server = Server(self._settings.host, self._settings.port, self.health.report, self._metrics_page)
+        server = Server(
+            self._settings.host, self._settings.port, self.health.report, self._metrics_page, more=self._questions()
+        )
         await server.start()
         self._stops.append(server.stop)
         self.port = server.port
         self._announce(version)
+
+    def _questions(self) -> list[Route]:
+        from oxherd.web.approvals import routes
+
+        if self._store is None:
+            return []  # nobody can be asked anything
+        return routes(build_approvals(self._settings, self._store, self.worker.consumer.link))
 
     async def close(self) -> None:
         """Stop the rest after the worker has stopped: HTTP, agents, store. Twice is fine."""

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from oxherd import __version__
-from oxherd.cli import alerts, credentials, db, demo, dev, enqueue, gate, jobs, runs, slo, spend, worker
+from oxherd.cli import alerts, approvals, credentials, db, demo, dev, enqueue, gate, jobs, runs, slo, spend, worker
 from oxherd.errors import OxherdError
 
 EXIT_CODES = {
@@ -63,6 +63,7 @@ app.command(epilog=worker.EXAMPLES)(worker.worker)
 app.command(epilog=enqueue.EXAMPLES)(enqueue.enqueue)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runs.app, name="runs")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(gate.app, name="gate")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(slo.app, name="slo")

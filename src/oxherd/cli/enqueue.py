@@ -37,25 +37,34 @@ def read_payload(text: str | None) -> dict[str, Any]:
     """
     if text is None:
         return {}
-    source, text = _payload_text(text)
-    try:
-        payload = json.loads(text)
-    except ValueError as error:
-        raise UsageError(
-            f"{source} is not JSON: {error}", hint='quote it for the shell: \'{"key": "value"}\''
-        ) from None
+    payload, source = read_json(text, "the payload")
     if not isinstance(payload, dict):
         raise UsageError(f'{source} must be a JSON object, such as {{"key": "value"}}')
     return payload
 
 
-def _payload_text(text: str) -> tuple[str, str]:
-    if text == "-":
-        return "the payload on stdin", sys.stdin.read()
-    if not text.startswith("@"):
-        return "the payload", text
+def read_json(text: str, what: str) -> tuple[Any, str]:
+    """A value from JSON text, `@file` or `-` for stdin, and where it was read from, in words.
+
+    Raises:
+        UsageError: it can't be read, or is no JSON; `what` names it.
+    """
+    source, text = _read(text, what)
     try:
-        return f"the payload in {text[1:]}", Path(text[1:]).read_text(encoding="utf-8")
+        return json.loads(text), source
+    except ValueError as error:
+        raise UsageError(
+            f"{source} is not JSON: {error}", hint='quote it for the shell: \'{"key": "value"}\''
+        ) from None
+
+
+def _read(text: str, what: str) -> tuple[str, str]:
+    if text == "-":
+        return f"{what} on stdin", sys.stdin.read()
+    if not text.startswith("@"):
+        return what, text
+    try:
+        return f"{what} in {text[1:]}", Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"can't read {text[1:]}: {error}") from None
 

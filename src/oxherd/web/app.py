@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -45,9 +45,11 @@ def routes(health: HealthReport, metrics: MetricsPage) -> list[Route]:
 class Server:
     """Uvicorn in our loop, with our signals left alone."""
 
-    def __init__(self, host: str, port: int, health: HealthReport, metrics: MetricsPage) -> None:
+    def __init__(
+        self, host: str, port: int, health: HealthReport, metrics: MetricsPage, *, more: Sequence[Route] = ()
+    ) -> None:
         self._host, self._port = host, port
-        app = Starlette(routes=routes(health, metrics))
+        app = Starlette(routes=[*routes(health, metrics), *more])
         self._server = _Quiet(
             uvicorn.Config(
                 app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1

@@ -30,6 +30,7 @@ settle = Consumer.settle
 flush = Connection._flush
 FINISH = script("moveToFinished").sha
 FETCH = script("moveToActive").sha
+PARK = script("moveToDelayed").sha
 
 
 async def settle_or_die(self, job, outcome, *, fetch):
@@ -39,7 +40,7 @@ async def settle_or_die(self, job, outcome, *, fetch):
 
 def flush_or_die(self):
     written = b"".join(self._out)
-    for point, sha in (("finish-sent", FINISH), ("fetch-sent", FETCH)):
+    for point, sha in (("finish-sent", FINISH), ("fetch-sent", FETCH), ("park-sent", PARK)):
         if b"EVALSHA" in written and sha in written and is_due(point):
             os.write(self._transport.get_extra_info("socket").fileno(), written)  # sent, and not a moment longer
             die()

@@ -13,6 +13,7 @@ import quick  # noqa: F401  imported for its effect
 import witness
 
 from oxherd import Context, Fatal, Herd, RetryLater
+from oxherd.context import Ask
 
 herd = Herd()
 
@@ -43,6 +44,24 @@ async def paid(ctx: Context, payload: dict[str, Any]) -> list[int]:
 
 async def pay(ctx: Context, what: str) -> int:
     return witness.saw(f"paid-{what}", ctx)
+
+
+@herd.job("asks")
+async def asks(ctx: Context, payload: dict[str, Any]) -> list[Any]:
+    """Pays, asks a person, pays again."""
+    first = await ctx.step("first", pay, ctx, "first")
+    answer = await ctx.wait_for("refund", timeout="1h", about={"order": "A-1"})
+    death.maybe("answered")
+    second = await ctx.step("second", pay, ctx, "second")
+    return [first, second, answer.by]
+
+
+@herd.on_approval
+async def tell(ctx: Context, ask: Ask) -> None:
+    witness.saw("told", ctx)
+    if ask.url is not None:
+        witness.redis.set(f"url:{ctx.job.id}", ask.url.reveal())
+    death.maybe("asked")
 
 
 @herd.job("gate")
