@@ -39,6 +39,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │   └── AgentError          an agent's run can't go on
     │       ├── UnknownAgent    no agent has that name
     │       ├── ModelRefused    the model's provider refused the call, and would again
+    │       │   └── ContextTooLong  the conversation does not fit the model's context window
     │       ├── OutputInvalid   the answer never took the form that was asked for
     │       ├── ToolsFailed     its calls of tools failed, turn after turn
     │       ├── LoopDetected    it made the same calls again and again
@@ -268,6 +269,10 @@ class UnknownAgent(AgentError):
 
 class ModelRefused(AgentError):
     """The model's provider refused the call, and would refuse it again."""
+
+
+class ContextTooLong(ModelRefused):
+    """The conversation does not fit the model's context window."""
 
 
 class OutputInvalid(AgentError):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oxherd.agents.form import Form, make_form
+from oxherd.agents.history import MODES
 from oxherd.agents.mcp import MCP
 from oxherd.agents.schema import explain
 from oxherd.agents.tools import Tool, ToolFailed, tool, tool_of
@@ -83,6 +84,10 @@ class Agent:
         seed: for models that can repeat themselves.
         provider: how OpenRouter chooses among providers, such as `{"order": ["azure"], "sort": "price"}`.
         cache: mark the conversation's end to be cached, for providers that want a mark. OpenRouter only.
+        history: what to do with a conversation that nears the context window: `trim` leaves out the oldest turns,
+            `summarise` has the model replace them by a summary, which is a paid call; None sends all of it.
+        context_window: how many tokens question and answer may have together; None for what OpenRouter's list of models
+            says. Elsewhere, what is unknown is found out when the service refuses, and trimmed once.
         loop_limit: how often the model may make the same call with the same arguments, without any new call in
             between. The call that reaches it is not made: the model is told so, once; after that, LoopDetected ends
             the run. None for no limit.
@@ -106,6 +111,8 @@ class Agent:
     seed: int | None = None
     provider: Mapping[str, Any] | None = None
     cache: bool = False
+    history: str | None = "trim"
+    context_window: int | None = None
     loop_limit: int | None = 3
     form: Form = field(init=False, repr=False, compare=False)
     toolbox: Mapping[str, Tool] = field(init=False, repr=False, compare=False)
@@ -119,6 +126,10 @@ class Agent:
             raise UsageError("agent.max_output_tokens: must be at least 1")
         if self.temperature is not None and not 0 <= self.temperature <= 2:
             raise UsageError("agent.temperature: must be from 0 to 2")
+        if self.history not in MODES:
+            raise UsageError("agent.history: must be 'trim', 'summarise' or None")
+        if self.context_window is not None and self.context_window < 1:
+            raise UsageError("agent.context_window: must be at least 1")
         if self.loop_limit is not None and self.loop_limit < 2:
             raise UsageError("agent.loop_limit: must be at least 2; None is no limit")
         object.__setattr__(self, "form", make_form(self.output))
@@ -229,6 +240,8 @@ class _Definition(BaseModel):
     seed: int | None = None
     provider: dict[str, Any] | None = None
     cache: bool = False
+    history: str | None = "trim"
+    context_window: int | None = None
     loop_limit: int | None = 3
 
 

@@ -70,6 +70,7 @@ class Fault(Exception):
         retry_after: seconds the service asked to wait, or None.
         affordable: output tokens that the remaining credit covers, with AFFORD.
         status: the HTTP status that it counts as; 0 where there was no answer.
+        too_long: whether the conversation does not fit the model's context window.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Fault(Exception):
         retry_after: float | None = None,
         affordable: int = 0,
         status: int = 0,
+        too_long: bool = False,
     ) -> None:
         super().__init__(message)
         self.verdict = verdict
@@ -89,6 +91,7 @@ class Fault(Exception):
         self.retry_after = retry_after
         self.affordable = affordable
         self.status = status
+        self.too_long = too_long
 
 
 def fault_of(status: int, headers: Mapping[str, str], body: Any) -> Fault:
@@ -139,7 +142,7 @@ def _judge(status: int, headers: Mapping[str, str], error: Mapping[str, Any], ki
         return Fault(Verdict.RETRY, message, retry_after=_wait(headers, error))
     if kind in TOO_LONG or "maximum context length" in said:
         hint = "shorten the input, or use a model with a larger context window"
-        return Fault(Verdict.REFUSE, f"the conversation is too long for the model: {said}", hint=hint)
+        return Fault(Verdict.REFUSE, f"the conversation is too long for the model: {said}", hint=hint, too_long=True)
     if status == 401:
         # Without what was said: some services repeat a part of the key.
         return Fault(Verdict.REFUSE, "the model service refused the key", hint="check OPENROUTER_API_KEY")

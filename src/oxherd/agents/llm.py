@@ -18,7 +18,7 @@ from oxherd.agents.records import Embeddings, Generation, Model, read_embeddings
 from oxherd.agents.stream import Assembly, EventParser
 from oxherd.codec import decode, encode
 from oxherd.context import CallDelta, Delta, Usage
-from oxherd.errors import ModelRefused, OutOfCredit, RetryLater
+from oxherd.errors import ContextTooLong, ModelRefused, OutOfCredit, RetryLater
 from oxherd.settings import Secret
 from oxherd.telemetry.events import ModelFaulted, emit
 
@@ -465,7 +465,8 @@ def _pause_after(fault: Fault, name: str, tried: int, patience: float) -> float:
     """Seconds to wait before the next try, or the error that ends the call."""
     match fault.verdict:
         case Verdict.REFUSE:
-            raise ModelRefused(f"{name}: {fault.message}", hint=fault.hint) from fault
+            refusal = ContextTooLong if fault.too_long else ModelRefused
+            raise refusal(f"{name}: {fault.message}", hint=fault.hint) from fault
         case Verdict.PARK | Verdict.AFFORD:
             raise OutOfCredit(PARKED, f"{fault.message} ({fault.hint})") from fault
     pause = fault.retry_after

@@ -12,6 +12,7 @@ from oxherd.agents.agent import Agent
 from oxherd.agents.chat import Message, Reply, Request, ToolCall, dump_usage, load_usage, words_of
 from oxherd.agents.faults import lengthened
 from oxherd.agents.form import Misfit
+from oxherd.agents.history import SMALL, History, room
 from oxherd.agents.ledger import Ledger
 from oxherd.agents.llm import LLM, OnDelta, Try
 from oxherd.agents.mcp import Servers, read_object
@@ -23,7 +24,9 @@ from oxherd.codec import encode
 from oxherd.context import Context, Delta, Usage
 from oxherd.errors import (
     BudgetExceeded,
+    ContextTooLong,
     JobError,
+    ModelRefused,
     OutputInvalid,
     PayloadInvalid,
     RetryLater,
@@ -168,6 +171,7 @@ class _Loop:
         self._kept = 1 if agent.instructions else 0
         self._tool_calls = 0
         self._faults = 0
+        self._history = History(messages)
         self._repeats = Repeats(agent.loop_limit)
         self._repairs = 0
 
@@ -209,24 +213,93 @@ class _Loop:
         usage = Usage()
 
         async def call(_: list[Message]) -> Any:
-            request = await self._request()
+            cut = await self._fit(name)
             try:
-                reply = await self._chat(f"{self._tally.path}/{name}", show, request)
+                reply, cut = await self._say(name, cut)
             except RetryLater as error:
                 raise lengthened(error, self._ctx.job) from error.__cause__
             usage.add(reply.usage)
-            return reply.dump()
+            return reply.dump() | ({"history": cut} if cut else {})
 
         name = f"model-{run.steps}"
-        key = f"{self._scope}/{name}"
-        show = partial(self._show, self._ctx.key_of(key))
-        kept = await self._ctx.step(key, call, run.messages[self._kept :], kind="model", usage=usage)
+        kept = await self._ctx.step(
+            f"{self._scope}/{name}", call, run.messages[self._kept :], kind="model", usage=usage
+        )
+        self._take_over(kept.get("history"))
         reply = Reply.load(kept)
         self._tally.add(reply.usage)
         run.messages.append(reply.echo())
+        self._history.count(reply.usage)
         self._kept = len(run.messages)
         run.model, run.finish_reason = reply.model or self._agent.model, reply.finish_reason
         return reply
+
+    async def _say(self, name: str, cut: Message | None) -> tuple[Reply, Message | None]:
+        """Send the conversation; once more where it turns out to be too long. Returns also where it is cut, if anew."""
+        show = partial(self._show, self._ctx.key_of("").removesuffix("/"))
+        key = f"{self._tally.path}/{name}"
+        try:
+            return await self._chat(key, show, await self._request()), cut
+        except ContextTooLong:
+            at = self._history.shorter(self._history.tokens() // 2) if self._agent.history else None
+            if at is None:
+                raise
+            self._history.restore(cut := {**(cut or {}), **self._history.kept(at)})
+        return await self._chat(key, show, await self._request()), cut
+
+    async def _fit(self, name: str) -> Message | None:
+        """Shorten what is sent of the conversation if it nears the context window. Returns where it is cut, if anew."""
+        agent, history = self._agent, self._history
+        size = history.tokens()
+        window = await self._window(size) if agent.history else None
+        if window is None or size <= (limit := room(window, agent.max_output_tokens)):
+            return None
+        at = history.shorter(limit // 2)  # by more than there must be, so that the prompt's cache is of use for a while
+        if at is None:
+            return None
+        cut: Message = history.kept(at)
+        if agent.history == "summarise":
+            # A step of its own, so that it is kept when the call after it is cut short; that one then keeps it, too.
+            usage = Usage()
+            sum_up = partial(self._sum_up, name, at, usage)
+            cut = await self._ctx.step("summary", sum_up, kind="model", usage=usage)
+        history.restore(cut)
+        return cut
+
+    async def _sum_up(self, name: str, at: int, usage: Usage) -> Message:
+        agent = self._agent
+        request = Request(
+            model=agent.model, messages=self._history.to_sum_up(at), max_tokens=agent.max_output_tokens,
+            models=agent.models, reasoning=agent.reasoning, provider=agent.provider,
+        )  # fmt: skip
+        show = partial(self._show, self._ctx.key_of("").removesuffix("/"))
+        try:
+            reply = await self._chat(f"{self._tally.path}/{name}/summary", show, request)
+        except ContextTooLong:
+            return self._history.kept(at)  # then without one
+        except RetryLater as error:
+            raise lengthened(error, self._ctx.job) from error.__cause__
+        usage.add(reply.usage)
+        return {**self._history.kept(at, reply.text), "usage": dump_usage(usage)}
+
+    async def _window(self, size: int) -> int | None:
+        agent = self._agent
+        prices = self._books.ledger.prices if self._books else None
+        if agent.context_window is not None or prices is None or size < SMALL:
+            return agent.context_window
+        try:
+            return await prices.window((agent.model, *agent.models))
+        except (ModelRefused, RetryLater):  # no reason not to call: perhaps it fits
+            return None
+
+    def _take_over(self, cut: Message | None) -> None:
+        """Cut the conversation as the call that has just ended, or was replayed, did."""
+        if cut is None:
+            return
+        self._history.restore(cut)
+        if "usage" in cut:
+            self._tally.call()
+            self._tally.add(load_usage(cut["usage"]))
 
     async def _chat(self, key: str, show: OnDelta, request: Request) -> Reply:
         reply: Reply | None = None
@@ -256,7 +329,7 @@ class _Loop:
         must_call = choice is not None and choice != "none"
         return Request(
             model=agent.model,
-            messages=self._run.messages,
+            messages=self._history.view(),
             max_tokens=agent.max_output_tokens,
             tools=[tool.definition() for tool in (await self._tools()).values()],
             tool_choice=choice,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +49,16 @@ class Prices:
             ModelRefused, RetryLater: the list can't be had, and there is none from the last day.
         """
         return (await self._list()).get(model)
+
+    async def window(self, models: Iterable[str]) -> int | None:
+        """How many tokens question and answer may have together in all of these models; None where it is unknown.
+
+        Raises:
+            ModelRefused, RetryLater: as `of`.
+        """
+        found = [await self.of(name) for name in models]
+        windows = [model.context_tokens for model in found if model is not None and model.context_tokens]
+        return min(windows, default=None)
 
     async def ceiling(self, request: Request) -> Decimal | None:
         """The most that one try of a call can cost, in US dollars.

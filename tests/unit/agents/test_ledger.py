@@ -16,6 +16,7 @@ from oxherd.agents.budget import Caps, Payer, Purse
 from oxherd.agents.chat import Request
 from oxherd.agents.ledger import GIVE_UP_MS, OVERDUE_MS, Ledger
 from oxherd.agents.loop import run_agent
+from oxherd.agents.prices import Prices
 from oxherd.clock import wall_ms
 from oxherd.errors import BudgetExceeded, DailyCapReached, ModelRefused, RetryLater, StoreRefused, StoreUnreachable
 from oxherd.queue.connection import Link
@@ -358,3 +359,15 @@ async def test_what_an_agent_inside_a_tool_spends_is_set_aside_from_the_cap_arou
     tight = replace(lead, name="tight", budget=Budget(usd="0.0019"), tools=[replace(scout, max_output_tokens=700)])
     with pytest.raises(BudgetExceeded, match=r"run of agent 'tight' is \$0\.0019: \$0\.000[24] is spent"):
         await attempt_of(journal, agents.run).run(tight, "?")
+
+
+async def test_how_much_a_model_takes_is_looked_up_once_a_conversation_is_long(ctx, fake, ledger):
+    said = {"role": "assistant", "content": "x" * 20_000}
+    talk = [{"role": "user", "content": "Hello"}, said, {"role": "user", "content": "And?"}, said]
+    fake.script(says("short"), MODELS, says("ok"), Refuses(404), says("whole"))
+    await run_agent(ctx, agent(), talk[:3], ledger.llm, ledger=ledger)
+    await run_agent(ctx, agent(), [*talk, {"role": "user", "content": "?"}], ledger.llm, ledger=ledger)
+    assert [len(request["messages"]) for request in fake.requests] == [3, 3]
+    ledger.prices = Prices(ledger.llm.models)
+    await run_agent(ctx, agent(), [*talk, {"role": "user", "content": "!"}], ledger.llm, ledger=ledger)
+    assert len(fake.requests[-1]["messages"]) == 5, "a list that can't be had is no reason not to call"
