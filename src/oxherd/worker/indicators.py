@@ -25,6 +25,7 @@ FINE_KEPT, COARSE_KEPT = int(DAY / 2), int(31 * DAY)  # seconds
 FINE_REACH = 6 * HOUR  # windows up to this are read from the fine buckets
 BUSY_PAUSE, IDLE_PAUSE, LOOK = 60.0, 300.0, 15.0  # seconds between writes, and between looks at our own health
 LATE = IDLE_PAUSE + MINUTE  # seconds after which all minutes in which a worker was healthy have been written
+FRESH = 5.0  # seconds for which what was read is not read again: one look asks for many windows
 STEPS = 20  # buckets of a histogram per factor of ten: a bucket's ends are 12 % apart
 MOST = 8 * STEPS  # the last one has all above 100,000 s
 UNKNOWN = "_unknown"  # names no handler has share one, as in the metrics
@@ -151,6 +152,8 @@ class Indicators:
         self._agents: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed: dict[bytes, dict[str, int]] = {}
+        self._fresh: dict[bytes, tuple[float, dict[str, int]]] = {}
+        self._since: int | None = None
 
     # -- writing
 
@@ -255,8 +258,10 @@ class Indicators:
 
     async def since(self) -> int | None:
         """Since when this queue is counted, seconds since the epoch; None where nothing was yet."""
-        raw = await self._link.call(b"GET", self._keys.indicators + b"since")
-        return int(raw) if raw else None
+        if self._since is None:
+            raw = await self._link.call(b"GET", self._keys.indicators + b"since")
+            self._since = int(raw) if raw else None
+        return self._since
 
     async def tally(self, seconds: float, *, until: float | None = None) -> tuple[Tally, float]:
         """What all workers did in the `seconds` before `until` (seconds since the epoch; now when left out).
@@ -308,16 +313,23 @@ class Indicators:
         key = self._keys.indicators + b"%d:%d" % (size, place)
         if key in self._closed:
             return self._closed[key]
+        read_at, fields = self._fresh.get(key, (-math.inf, {}))
+        if mono() - read_at < FRESH:
+            return fields
         flat = iter(await self._link.call(b"HGETALL", key))
         fields = {name.decode("utf-8", "replace"): int(number) for name, number in zip(flat, flat, strict=True)}
         if (place + 1) * size + LATE < wall_ms() / 1000:  # nobody adds to it any more
             self._closed[key] = fields
+            self._fresh.pop(key, None)
+        else:
+            self._fresh[key] = (mono(), fields)
         return fields
 
     def forget(self) -> None:
-        """Drop cached buckets that no window reaches any more."""
+        """Begin a new look: read what may have changed again, and drop what no window reaches any more."""
         now = wall_ms() // 1000
         for key in list(self._closed):
             size, place = (int(part) for part in key.rsplit(b":", 2)[-2:])
             if place * size < now - (FINE_KEPT if size == FINE else COARSE_KEPT):
                 del self._closed[key]
+        self._fresh.clear()

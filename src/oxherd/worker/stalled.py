@@ -7,6 +7,7 @@ not woken, since whoever answered died.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import traceback
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
 from oxherd.queue.consumer import text_of
 from oxherd.queue.keys import Keys
-from oxherd.queue.registry import KEPT_MS
+from oxherd.queue.registry import KEPT_MS, SILENT_MS
 from oxherd.queue.scripts import script
 from oxherd.telemetry.events import InternalFault, JobStalled, emit
 
@@ -40,7 +41,8 @@ class Stalled:
 
     Attributes:
         watching: whether this worker is the queue's watcher.
-        busy_at: monotonic seconds at which it last saw a job run or wait.
+        busy_at: monotonic seconds at which it last saw a job run or wait, or a worker that has gone silent; minus
+            infinity before.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Stalled:
         self._answers = answers
         self._on_work = on_work
         self.watching = False
-        self.busy_at = mono()
+        self.busy_at = -math.inf
         self._reconnects = 0
         self._wary_until = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -102,12 +104,13 @@ class Stalled:
         watching, soonest, *seen = await self._link.run(
             script("watchQueue"), k.active, k.watch, k.wait, k.prioritized, k.delayed, k.meta, k.marker,
             k.workers, k.workers_seen, k.answers, k.base, worker, hold_ms, wall_ms(), said, KEPT_MS,
+            SILENT_MS,
         )  # fmt: skip
         self.watching = bool(watching)
         if not watching:
             return max(soonest, 0) / 1000 + random.uniform(0.05, 0.5)
-        bare, waits, *unheard = seen
-        if waits or bare or soonest >= 0:
+        bare, waits, silent, *unheard = seen
+        if waits or bare or silent or soonest >= 0:
             self.busy_at = mono()
         if waits:
             self._on_work()

@@ -1,7 +1,7 @@
 """Watchdogs: one worker per queue looks once a minute whether something is wrong, and tells people.
 
 It is the one that watches the leases, too (`stalled`). What it found is kept in Redis, so that whoever takes over goes
-on where it left off. While nothing happens and nothing is wrong it looks twice an hour: hosted Redis bills per command.
+on where it left off. While nothing happens it looks every two hours: hosted Redis bills per command.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from oxherd.worker.indicators import Indicators
 
 MINUTE = 60.0
 EVERY = 60.0  # seconds between looks
-EVERY_IDLE = 30 * MINUTE  # the same after ten minutes in which nothing happened
+EVERY_IDLE = 120 * MINUTE  # the same after ten minutes in which nothing happened
 IDLE_AFTER = 10 * MINUTE
 SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
 PAST = 500  # alerts that are over and kept for reports

@@ -8,8 +8,9 @@
     KEYS[10] answers (ours)
     ARGV[1] key prefix   ARGV[2] this worker   ARGV[3] ms to hold the watch   ARGV[4] wall ms
     ARGV[5] this worker's sign of life   ARGV[6] ms after which a silent worker is forgotten
-  Returns {1, ms until the next lease runs out or -1, number without a lease, 1 where work waits, then notes of answers
-  that are due}, or {0, ms until the watch is free}.
+    ARGV[7] ms after which it counts as silent
+  Returns {1, ms until the next lease runs out or -1, number without a lease, 1 where work waits, number of silent
+  workers, then notes of answers that are due}, or {0, ms until the watch is free}.
 ]]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -52,4 +53,5 @@ if open and (redis.call('LLEN', KEYS[3]) > 0 or redis.call('ZCARD', KEYS[4]) > 0
   redis.call('ZADD', KEYS[7], 0, '0')
 end
 local due_notes = redis.call('ZRANGEBYSCORE', KEYS[10], '-inf', ARGV[4], 'LIMIT', 0, 100)
-return {1, soonest, bare, waits, unpack(due_notes)}
+local silent = redis.call('ZCOUNT', KEYS[9], '-inf', now - ARGV[7])
+return {1, soonest, bare, waits, silent, unpack(due_notes)}
