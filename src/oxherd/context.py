@@ -163,8 +163,8 @@ class Feed(Protocol):
     def step_ended(self, step: Step, *, replayed: bool = False) -> None:
         """A step is finished and kept; `replayed`: by an earlier attempt."""
 
-    def step_failed(self, key: str) -> None:
-        """A step raised, or was cancelled."""
+    def step_failed(self, key: str, *, waits: bool) -> None:
+        """A step raised, or was cancelled; `waits`: because it waits for an answer, and is asked for again then."""
 
     def delta(self, key: str, delta: Delta) -> None:
         """More of the reply that the running step `key` waits for."""
@@ -477,9 +477,9 @@ class Context:
             self.feed.step_began(key, kind)
         try:
             step = await run
-        except BaseException:
+        except BaseException as error:
             if self.feed is not None:
-                self.feed.step_failed(key)
+                self.feed.step_failed(key, waits=isinstance(error, Waiting))
             raise
         finally:
             del self.open_steps[key]

@@ -86,7 +86,7 @@ def describe(entry: dict[str, Any]) -> str:
             words = outcome.replace("_", " ") + (f": {entry['reason']}" if entry.get("reason") else "")
         case {"type": "step", "state": "finished", "step": step, "ms": ms}:
             words = f"{step}  {duration(ms / 1000)}{_used(entry.get('usage'))}"
-        case {"type": "step", "state": "replayed" | "failed" as state, "step": step}:
+        case {"type": "step", "state": "replayed" | "failed" | "waiting" as state, "step": step}:
             words = f"{step}  {state}"
         case {"type": "call", "n": 0, "name": str(name)}:
             words = f"calls {name}"

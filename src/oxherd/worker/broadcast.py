@@ -139,11 +139,11 @@ class Broadcast:
         if not self._over:
             self._conclude(step.key, step.kind, lambda: decode(step.output), step.ms, step.usage, replayed=replayed)
 
-    def step_failed(self, key: str) -> None:
-        """A step raised, or was cancelled."""
+    def step_failed(self, key: str, *, waits: bool = False) -> None:
+        """A step raised, or was cancelled; `waits`: because it waits for an answer."""
         if not self._over and (state := self._open.pop(key, None)) is not None:
             self._close(state)
-            self.tell("step", state="failed", step=key, kind=state.kind)
+            self.tell("step", state="waiting" if waits else "failed", step=key, kind=state.kind)
 
     def earlier(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Steps that were finished before anybody asked, as `Store.steps` returns them."""

@@ -414,6 +414,16 @@ async def feed_data(feed: Broadcast, number: int) -> None:
     feed.hurry()
 
 
+async def test_a_step_that_did_not_finish_says_whether_it_failed_or_waits_for_an_answer(redis, begun):
+    feed = begun()
+    for key, waits in (("charge", False), ("approve", True)):
+        feed.step_began(key, "tool")
+        feed.step_failed(key, waits=waits)
+        feed.step_failed(key, waits=waits)
+    end(feed)
+    assert [entry["state"] for entry in redis.of("step")] == ["started", "failed", "started", "waiting"]
+
+
 async def test_tool_calls_and_their_results_are_told(redis, begun):
     feed = begun()
     feed.step_began(KEY, "model")
