@@ -395,7 +395,9 @@ class Broadcast:
     def _send(self, batch: _Batch) -> None:
         self._sent.append(batch)
         batch.failed = False
-        self._next_at = self._loop.time() + EVERY
+        # At the same moments for all jobs, so that their writes share a wake-up, a packet and its answer.
+        # A timer may be a little early, hence the quarter.
+        self._next_at = (self._loop.time() / EVERY + 0.25) // 1 * EVERY + EVERY
         self._writes += 1
         sending = publish(self._link, self._keys, self._job, batch.entries, keep=self._keep())
         sending.add_done_callback(partial(self._answered, batch))
