@@ -152,6 +152,26 @@ def start_tracing(settings: Settings) -> Callable[[], None] | None:
     return tracing.start(endpoint, service, content=content, hide=logs.cleaner(settings.secrets))
 
 
+def start_sentry(settings: Settings) -> Callable[[], None] | None:
+    """Report to Sentry from now on, where that is configured. Returns what sends the rest and stops it."""
+    if settings.sentry_dsn is None:
+        return None
+    try:
+        from oxherd.telemetry import sentry
+    except ImportError:
+        emit(WorkerWarned(message="SENTRY_DSN is set, but not the extra: pip install 'oxherd[sentry]'"))
+        return None
+    return sentry.start(
+        settings.sentry_dsn,
+        settings.job_queue_name,
+        release=settings.sentry_release or settings.railway_git_commit_sha or f"oxherd@{__version__}",
+        environment=settings.sentry_environment or settings.railway_environment_name or "production",
+        traces=settings.sentry_traces_sample_rate,
+        content=settings.otel_instrumentation_genai_capture_message_content == "true",
+        hide=logs.cleaner(settings.secrets),
+    )
+
+
 async def in_time(stop: Callable[[], None] | None) -> None:
     """Call what sends the last traces; what takes longer than some seconds is left to end with the process."""
     if stop is None:
@@ -349,11 +369,11 @@ class Service:
             healthy=lambda: self.health.report()[0],
         )
 
-        stop_tracing = start_tracing(self._settings)
+        stop_sentry, stop_tracing = start_sentry(self._settings), start_tracing(self._settings)
 
         async def quiet() -> None:
             detach()
-            await in_time(stop_tracing)
+            await asyncio.gather(in_time(stop_sentry), in_time(stop_tracing))
 
         self._stops.append(quiet)
 

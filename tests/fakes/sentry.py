@@ -1,209 +1,164 @@
-"""A Sentry that keeps dashboards, monitors and alerts. What its published schema refuses, it refuses.
+"""A Sentry that takes nothing on trust: it parses each envelope strictly and keeps what was in it.
 
-Requests may be snake or camel case, answers are camel case; what a monitor looks at is nested deeper in answers than in
-requests; lists come in pages.
+Source: Sentry's envelope format; the shapes of items as sentry-sdk 2.75 sends them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import re
-import secrets
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Self
 
 from aiohttp import web
-from jsonschema import Draft202012Validator
 
-CONTRACT = Path(__file__).resolve().parents[3] / "shared" / "contracts" / "sentry.openapi.json"
-PAGE = 2
-Body = dict[str, Any]
+HEX32, HEX16 = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{16}")
+KEY = "5e9d7c0fb1a24b37a3d25b0e2c8d4f60"
+KINDS = {str: "string", bool: "boolean", int: "integer", float: "double", list: "array"}
+BATCHES = {
+    "span": "application/vnd.sentry.items.span.v2+json",
+    "log": "application/vnd.sentry.items.log+json",
+    "trace_metric": "application/vnd.sentry.items.trace-metric+json",
+}
 
-
-def snake(value: Any) -> Any:
-    match value:
-        case dict():
-            return {re.sub(r"(?<!^)([A-Z])", r"_\1", key).lower(): snake(each) for key, each in value.items()}
-        case list():
-            return [snake(each) for each in value]
-        case _:
-            return value
+Item = tuple[dict[str, Any], Any]
 
 
-def camel(value: Any) -> Any:
-    match value:
-        case dict():
-            return {re.sub(r"_([a-z])", lambda m: m[1].upper(), key): camel(each) for key, each in value.items()}
-        case list():
-            return [camel(each) for each in value]
-        case _:
-            return value
+def parse(raw: bytes) -> tuple[dict[str, Any], list[Item]]:
+    """An envelope's header and items. Raises ValueError or AssertionError where it is malformed."""
+    line, _, rest = raw.partition(b"\n")
+    header = json.loads(line)
+    assert isinstance(header, dict)
+    items: list[Item] = []
+    while rest:
+        line, _, rest = rest.partition(b"\n")
+        about = json.loads(line)
+        length = about.get("length")
+        end = rest.find(b"\n") if length is None else length
+        payload, rest = (rest, b"") if end < 0 else (rest[:end], rest[end:])
+        assert length is None or len(payload) == length, f"{about['type']}: {len(payload)} bytes, not {length}"
+        assert not rest or rest.startswith(b"\n"), f"{about['type']}: no line's end after its payload"
+        rest = rest.removeprefix(b"\n")
+        item = json.loads(payload)
+        check(about, item)
+        items.append((about, item))
+    return header, items
 
 
-def _nullable(schema: Any) -> Any:
-    """OpenAPI 3.0's `nullable` in the words of JSON schema."""
-    if isinstance(schema, list):
-        return [_nullable(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: _nullable(each) for key, each in schema.items() if key != "nullable"}
-    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
+def check(about: dict[str, Any], item: Any) -> None:
+    """One item against its type's shape."""
+    kind = about["type"]
+    if kind in BATCHES:
+        assert about["content_type"] == BATCHES[kind]
+        assert item["version"] == 2
+        assert about["item_count"] == len(item["items"]) > 0
+    if check_one := CHECKS.get(kind):
+        check_one(item)
 
 
-@cache
-def published() -> Body | None:
-    return json.loads(CONTRACT.read_text()) if CONTRACT.exists() else None
+def _event(event: dict[str, Any]) -> None:
+    assert HEX32.fullmatch(event["event_id"])
+    assert event["level"] in {"fatal", "error", "warning", "info", "debug"}
+    assert event["platform"] == "python"
+    assert event.get("exception") or event.get("message") or event.get("logentry")
+    for error in event.get("exception", {}).get("values", ()):
+        assert isinstance(error["type"], str)
+        for frame in error.get("stacktrace", {}).get("frames", ()):
+            assert isinstance(frame["function"], str)
+            assert "vars" not in frame, "frames have their locals"
 
 
-def operation(method: str, path: str) -> Body | None:
-    """The published operation for a path, or None where there is none."""
-    contract = published()
-    assert contract is not None
-    for pattern, operations in contract["paths"].items():
-        if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", pattern), path) and method.lower() in operations:
-            return operations[method.lower()]
-    return None
+def _transaction(event: dict[str, Any]) -> None:
+    trace = event["contexts"]["trace"]
+    assert HEX32.fullmatch(trace["trace_id"])
+    assert HEX16.fullmatch(trace["span_id"])
+    assert trace["op"]
+    for span in event["spans"]:
+        assert HEX16.fullmatch(span["span_id"])
+        assert not span["op"].startswith("gen_ai."), "gen_ai spans have an item of their own"
 
 
-def faults(method: str, path: str, body: Body) -> list[str]:
-    """What the published schema has against a request's body."""
-    found = operation(method, path)
-    if found is None:
-        return [f"no such operation: {method} {path}"]
-    contract = published()
-    assert contract is not None
-    (content,) = found["requestBody"]["content"].values()
-    schema = {**_nullable(content["schema"]), "components": _nullable(contract["components"])}
-    said = [
-        f"{'/'.join(map(str, each.path))}: {each.message}" for each in Draft202012Validator(schema).iter_errors(body)
-    ]
-    known = content["schema"]
-    while "$ref" in known:
-        known = contract["components"]["schemas"][known["$ref"].rpartition("/")[2]]
-    return said + [f"{name}: is not known" for name in body if name not in known["properties"]]
+def _check_in(check_in: dict[str, Any]) -> None:
+    assert HEX32.fullmatch(check_in["check_in_id"])
+    assert re.fullmatch(r"[a-z0-9_-]{1,50}", check_in["monitor_slug"])
+    assert check_in["status"] in {"in_progress", "ok", "error"}
+    schedule = check_in.get("monitor_config", {}).get("schedule", {"type": "crontab", "value": "* * * * *"})
+    if schedule["type"] == "crontab":
+        assert len(schedule["value"].split()) == 5
+    else:
+        assert schedule["unit"] in {"minute", "hour", "day", "week", "month", "year"}
+        assert isinstance(schedule["value"], int)
+        assert schedule["value"] > 0
+
+
+def _spans(batch: dict[str, Any]) -> None:
+    for span in batch["items"]:
+        assert HEX32.fullmatch(span["trace_id"])
+        assert HEX16.fullmatch(span["span_id"])
+        assert span["status"] in {"ok", "error"}
+        assert span["end_timestamp"] >= span["start_timestamp"]
+        for name, value in span["attributes"].items():
+            assert value["type"] == KINDS[type(value["value"])], name
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]]
+CHECKS = {"event": _event, "transaction": _transaction, "check_in": _check_in, "span": _spans}
 
 
 class FakeSentry:
-    """One organisation, `acme`, with one project, `worker`, whose number is 7."""
+    """Serves one project on loopback, as an async context manager.
+
+    Attributes:
+        items: what it was sent, by type.
+        raw: all of it as text, to look for what must not be in it.
+        faults: what was wrong with requests; leaving the context raises when there is any.
+    """
 
     def __init__(self) -> None:
-        self.token = secrets.token_hex(16)
-        self.kept: dict[str, dict[str, Body]] = {"dashboards": {}, "detectors": {}, "workflows": {}}
-        self.kept["detectors"]["1"] = {"id": "1", "name": "Error Monitor", "type": "error", "dataSources": None}
-        self.requests: list[tuple[str, str]] = []
-        self.next_answers: list[tuple[int, Body, dict[str, str]]] = []
-        self.url = ""
-        self._number = 100
-        app = web.Application()
-        root = "/api/0/organizations/acme"
-        app.router.add_get("/api/0/projects/acme/worker/", self._project)
-        for kind in self.kept:
-            app.router.add_get(f"{root}/{kind}/", self._list)
-            app.router.add_get(f"{root}/{kind}/{{id}}/", self._get)
-            app.router.add_put(f"{root}/{kind}/{{id}}/", self._put)
-        app.router.add_post(f"{root}/dashboards/", self._post)
-        app.router.add_post(f"{root}/workflows/", self._post)
-        app.router.add_post(f"{root}/projects/worker/detectors/", self._post)
-        app.router.add_route("*", "/{path:.*}", self._nothing)
-        app.middlewares.append(self._guard)
-        self._runner = web.AppRunner(app)
+        self.items: dict[str, list[Any]] = {}
+        self.raw = ""
+        self.faults: list[str] = []
+        self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_post("/api/7/envelope/", self._take)
+        self._runner = web.AppRunner(app)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.dsn = f"http://{KEY}@127.0.0.1:{self._runner.addresses[0][1]}/7"
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
         await self._runner.cleanup()
+        if kind is None:
+            assert self.faults == [], self.faults
 
-    @property
-    def writes(self) -> list[tuple[str, str]]:
-        return [each for each in self.requests if each[0] != "GET"]
+    def all(self, kind: str) -> list[Any]:
+        return self.items.get(kind, [])
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        self.requests.append((request.method, request.path))
-        if self.next_answers:
-            status, body, headers = self.next_answers.pop(0)
-            return web.json_response(body, status=status, headers=headers)
-        if request.headers.get("Authorization") != f"Bearer {self.token}":
-            return web.json_response({"detail": "Invalid org token"}, status=401)
-        return await handler(request)
+    def one(self, kind: str) -> Any:
+        (found,) = self.all(kind)
+        return found
 
-    async def _nothing(self, _: web.Request) -> web.Response:
-        return web.Response(status=404, text="Route not found, did you forget a trailing slash?")
+    def spans(self) -> dict[str, dict[str, Any]]:
+        """The spans of AI calls by name: their parents and attributes."""
+        found = [span for batch in self.all("span") for span in batch["items"]]
+        return {
+            span["name"]: span | {name: value["value"] for name, value in span["attributes"].items()} for span in found
+        }
 
-    async def _project(self, _: web.Request) -> web.Response:
-        return web.json_response({"id": "7", "slug": "worker"})
-
-    async def _list(self, request: web.Request) -> web.Response:
-        kind = request.path.rstrip("/").rpartition("/")[2]
-        everything = sorted(self.kept[kind].values(), key=lambda each: int(each["id"]))
-        start = int(request.query.get("cursor", "0"))
-        page, more = everything[start : start + PAGE], start + PAGE < len(everything)
-        if kind == "dashboards":
-            page = [{name: each[name] for name in each if name != "widgets"} for each in page]
-        link = (
-            f'<{self.url}{request.path}?cursor={start + PAGE}>; rel="next"; results="{str(more).lower()}"; cursor="x"'
-        )
-        return web.json_response(page, headers={"Link": link})
-
-    async def _get(self, request: web.Request) -> web.Response:
-        kind = request.path.split("/")[-3]
-        return web.json_response(self.kept[kind][request.match_info["id"]])
-
-    async def _post(self, request: web.Request) -> web.Response:
-        kind, body = request.path.rstrip("/").rpartition("/")[2], await request.json()
-        if said := faults("POST", request.path, body) + self._semantic(kind, body):
-            return web.json_response({"nonFieldErrors": said}, status=400)
-        self._number += 1
-        self._keep(kind, str(self._number), body)
-        return web.json_response(self.kept[kind][str(self._number)], status=201)
-
-    async def _put(self, request: web.Request) -> web.Response:
-        kind, number, body = request.path.split("/")[-3], request.match_info["id"], await request.json()
-        if said := faults("PUT", request.path, body) + self._semantic(kind, body):
-            return web.json_response({"nonFieldErrors": said}, status=400)
-        self._keep(kind, number, body)
-        return web.json_response(self.kept[kind][number])
-
-    def _semantic(self, kind: str, body: Body) -> list[str]:
-        """What the schema leaves open and Sentry's source does not."""
-        if kind == "dashboards":
-            queries = [query for widget in body["widgets"] for query in widget["queries"]]
-            layouts = [widget["layout"] for widget in body["widgets"]]
-            said = [
-                f"{name}: This field is required."
-                for query in queries
-                for name in ("fields", "conditions")
-                if name not in query
-            ]
-            return said + [
-                f"layout: {each}"
-                for each in layouts
-                if set(each) != {"x", "y", "w", "h", "min_h"} or each["x"] + each["w"] > 6
-            ]
-        if kind == "workflows":
-            unknown = {str(each) for each in body.get("detector_ids", [])} - set(self.kept["detectors"])
-            frequency = body["config"]["frequency"]
-            return [f"detectorIds: {each}" for each in unknown] + (
-                [] if frequency in {0, 5, 10, 30, 60, 180, 720, 1440} else ["frequency"]
-            )
-        return []
-
-    def _keep(self, kind: str, number: str, body: Body) -> None:
-        kept = camel(body) | {"id": number}
-        if kind == "detectors":
-            kept["projectId"] = "7"
-            sources = kept["dataSources"]
-            for each in sources:
-                each.pop("extrapolationMode", None)
-            kept["dataSources"] = [
-                {"id": "1", "type": "snuba_query_subscription", "queryObj": {"snubaQuery": each}} for each in sources
-            ]
-        if kind == "workflows":
-            kept["detectorIds"] = [str(each) for each in kept.get("detectorIds", [])]
-        self.kept[kind][number] = kept
+    async def _take(self, request: web.Request) -> web.Response:
+        try:
+            assert request.content_type == "application/x-sentry-envelope"
+            assert f"sentry_key={KEY}" in request.headers["X-Sentry-Auth"]
+            body = await request.read()
+            raw = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+            self.raw += raw.decode()
+            for about, item in parse(raw)[1]:
+                self.items.setdefault(about["type"], []).append(item)
+        except (AssertionError, ValueError, KeyError) as fault:
+            self.faults.append(f"{type(fault).__name__}: {fault}")
+        return web.json_response({})

@@ -178,6 +178,16 @@ class spanning:  # noqa: N801  it is used like a function
         self._end(self._ending(Ending(mono() - self._begun, _outcome(error), kind.__name__ if kind else "")))
 
 
+def watched(task: str, schedule: str = "") -> spanning:
+    """Tell that a task of operations runs, and how it ended; Sentry is told as a check-in, so that it misses the next.
+
+    Parameters:
+        task: its name, such as `backup`.
+        schedule: its cron pattern in UTC, five fields, where it has one.
+    """
+    return spanning(TaskStarted(task, schedule), lambda how: TaskEnded(task, how.outcome, how.seconds, how.error))
+
+
 def _outcome(error: BaseException | None) -> str:
     match error:
         case None:
@@ -687,6 +697,27 @@ class SpendUnknown(Event):
     run: str
     step: str
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted(Event):
+    """A task of operations that has to run on time begins, such as a backup; `schedule` is its cron pattern, if any."""
+
+    name: ClassVar[str] = "task.started"
+    level: ClassVar[str] = "debug"
+    task: str
+    schedule: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded(Event):
+    """Such a task has ended. `outcome` and `error` are as in `step.ended`."""
+
+    name: ClassVar[str] = "task.ended"
+    task: str
+    outcome: str
+    seconds: float
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

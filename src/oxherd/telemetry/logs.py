@@ -302,6 +302,10 @@ LINES: dict[type[Event], _Line] = {
     events.SpendUnknown: _Line(
         lambda e: f"Nobody knows what {e.step} of {e.run} cost at {e.model}", _told("run", "step", "model")
     ),
+    events.TaskStarted: _Line(lambda e: f"{e.task} begins", _told("task")),
+    events.TaskEnded: _Line(
+        lambda e: f"{e.task}: {e.outcome} after {_took(e.seconds * 1000)}", _told("task", "outcome", "seconds")
+    ),
     events.ScheduleFailed: _Line(
         lambda e: f"No next job for scheduler {e.scheduler}: {e.error}", _told("scheduler", "error")
     ),

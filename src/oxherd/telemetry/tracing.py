@@ -2,15 +2,15 @@
 
 The only file that imports OpenTelemetry, which costs half a second: it is loaded where traces are wanted.
 
-Source: OpenTelemetry's semantic conventions for messaging (1.44) and for generative AI (semantic-conventions-genai,
-2026-11); BullMQ's own package for OpenTelemetry, whose form of `tm` in a job's options is W3C's headers as JSON.
+Source: OpenTelemetry's semantic conventions for messaging (1.44); BullMQ's own package for OpenTelemetry, whose form of
+`tm` in a job's options is W3C's headers as JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
@@ -20,14 +20,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
-from oxherd.codec import decode, encode
+from oxherd.codec import decode
 from oxherd.job import Job
-from oxherd.telemetry import events
+from oxherd.telemetry import conventions, events
+from oxherd.telemetry.conventions import Attributes
 from oxherd.telemetry.events import Event, Subscriber, carry
 from oxherd.telemetry.events import trace as follow
 
 _UNHAPPY = frozenset({"failed", "retried", "lease_lost"})
-Attributes = dict[str, Any]
 _active: list[Tracing] = []  # at most one in a process: every event would have two spans
 
 
@@ -165,49 +165,18 @@ class Tracing:
         return self._inside(f"step {event.step}", SpanKind.INTERNAL, {"oxherd.step": event.step}, _about_step)
 
     def _agent(self, event: events.AgentStarted) -> Subscriber:
-        about = {
-            "gen_ai.operation.name": "invoke_agent",
-            "gen_ai.agent.name": event.agent,
-            "gen_ai.request.model": event.model,
-            "gen_ai.conversation.id": self._conversation(event.id),
-        }
-        return self._inside(f"invoke_agent {event.agent}", SpanKind.INTERNAL, about, _about_agent)
+        about = conventions.agent_begins(event, self._conversation(event.id))
+        return self._inside(f"invoke_agent {event.agent}", SpanKind.INTERNAL, about, conventions.agent_ends)
 
     def _model(self, event: events.ModelAsked) -> Subscriber:
-        about = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.agent.name": event.agent,
-            "gen_ai.conversation.id": self._conversation(event.id),
-            **_about_service(event.service),
-            **_about_request(event),
-        }
-        if self._content:
-            about["gen_ai.input.messages"] = _messages(event.request.messages)
-        return self._inside(f"chat {event.model}", SpanKind.CLIENT, about, self._about_reply)
-
-    def _about_reply(self, event: events.ModelCalled) -> Attributes:
-        about = about_reply(event)
-        if self._content and event.reply is not None:
-            about["gen_ai.output.messages"] = _messages([event.reply.message], finish_reason=event.finish_reason)
-        return about
+        about = conventions.model_begins(event, self._conversation(event.id), content=self._content)
+        ends = partial(conventions.model_ends, content=self._content)
+        return self._inside(f"chat {event.model}", SpanKind.CLIENT, about, ends)
 
     def _tool(self, event: events.ToolAsked) -> Subscriber:
-        about = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": event.tool,
-            "gen_ai.tool.type": "function",
-            "gen_ai.tool.call.id": event.call,
-            "gen_ai.agent.name": event.agent,
-        }
-        if self._content:
-            about["gen_ai.tool.call.arguments"] = event.arguments
-        return self._inside(f"execute_tool {event.tool}", SpanKind.INTERNAL, about, self._about_result)
-
-    def _about_result(self, event: events.ToolCalled) -> Attributes:
-        about: Attributes = {"oxherd.outcome": event.outcome}
-        if self._content:
-            about["gen_ai.tool.call.result"] = event.result
-        return about
+        about = conventions.tool_begins(event, content=self._content)
+        ends = partial(conventions.tool_ends, content=self._content)
+        return self._inside(f"execute_tool {event.tool}", SpanKind.INTERNAL, about, ends)
 
     def _conversation(self, job_id: str) -> str:
         return f"{self._queue}/{job_id}"
@@ -284,70 +253,3 @@ def _nothing_more(_: Any) -> Attributes:
 
 def _about_step(event: events.StepEnded) -> Attributes:
     return {"oxherd.outcome": event.outcome, "oxherd.journal_s": event.journal_s}
-
-
-def _about_agent(event: events.AgentEnded) -> Attributes:
-    return {
-        "gen_ai.usage.input_tokens": event.input_tokens,
-        "gen_ai.usage.output_tokens": event.output_tokens,
-        "oxherd.model_calls": event.calls,
-        "oxherd.cost_usd": event.cost_usd,
-    }
-
-
-def _about_service(base_url: str) -> Attributes:
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    openrouter = host == "openrouter.ai" or host.endswith(".openrouter.ai")
-    # Whose dialect of the API it is; who serves the model behind it is in the reply.
-    return {
-        "gen_ai.provider.name": "openrouter" if openrouter else "openai",
-        "server.address": host,
-        "server.port": parts.port or (443 if parts.scheme == "https" else 80),
-    }
-
-
-def _about_request(event: events.ModelAsked) -> Attributes:
-    asked = event.request
-    return {
-        "gen_ai.request.model": event.model,
-        "gen_ai.request.max_tokens": asked.max_tokens,
-        "gen_ai.request.temperature": asked.temperature,
-        "gen_ai.request.seed": asked.seed,
-        "gen_ai.request.reasoning.level": (asked.reasoning or {}).get("effort"),
-        "gen_ai.output.type": "json" if asked.response_format else "text",
-    }
-
-
-def about_reply(event: events.ModelCalled) -> Attributes:
-    """What is known of a reply besides its words, by the names of the conventions; unknown is None."""
-    return {
-        "gen_ai.response.id": getattr(event.reply, "id", None),
-        "gen_ai.response.model": event.answered_by,
-        "gen_ai.response.finish_reasons": (event.finish_reason,) if event.finish_reason else None,
-        "gen_ai.response.time_to_first_chunk": event.first_token_s,
-        "gen_ai.usage.input_tokens": event.input_tokens,
-        "gen_ai.usage.output_tokens": event.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": event.cached_tokens,
-        "gen_ai.usage.reasoning.output_tokens": event.reasoning_tokens,
-        "oxherd.model.provider": event.provider,
-        "oxherd.model.tries": event.tries,
-        "oxherd.cost_usd": event.cost_usd,
-    }
-
-
-def _messages(messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
-    """Chat messages in the conventions' form, as JSON."""
-    return encode([{"role": message.get("role"), "parts": _parts(message), **more} for message in messages]).decode()
-
-
-def _parts(message: Mapping[str, Any]) -> list[Attributes]:
-    content = message.get("content")
-    if message.get("role") == "tool":
-        return [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content}]
-    given = [{"type": "text", "content": content}] if isinstance(content, str) else list(content or ())
-    asked = [
-        {"type": "tool_call", "id": call["id"], **{name: call["function"][name] for name in ("name", "arguments")}}
-        for call in message.get("tool_calls") or ()
-    ]
-    return [part for part in given if part.get("content") != ""] + asked

@@ -111,6 +111,7 @@ def test_codes_that_are_not_redis_s_own_share_one_series(metrics, sample):
         (events.ToolCalled, "tool_calls_total", {"agent": "text", "tool": "text", "outcome": "text"}, 1),
         (events.ToolCalled, "tool_seconds_sum", {"tool": "text"}, 1.5),
         (events.JobsAdded, "jobs_added_total", {"outcome": "text"}, 3),
+        (events.TaskEnded, "tasks_total", {"task": "text", "outcome": "text"}, 1),
         (events.LimiterWaited, "limiter_wait_seconds_sum", {"model": "text"}, 1.5),
         (events.BudgetReached, "budget_refusals_total", {"scope": "text"}, 1),
         (events.SpendUnknown, "spend_unknown_total", {"model": "text"}, 1),
@@ -170,6 +171,7 @@ def test_every_event_moves_a_series_or_is_known_to_need_none(metrics):
         events.WorkerStopped,  # nobody scrapes it any more
         events.JobStarted,  # its end is counted, and jobs in flight are watched
         events.JobsAdding,
+        events.TaskStarted,
         events.StepStarted,
         events.AgentStarted,
         events.ModelAsked,
