@@ -8,6 +8,7 @@ from typing import Any
 
 from oxherd.codec import encode
 from oxherd.context import Step
+from oxherd.errors import UsageError
 from oxherd.herd import Herd
 from oxherd.job import Done, Park, Wait
 from oxherd.testing.jobs import Answers, JobRun, Meanwhile, Place, described
@@ -45,6 +46,7 @@ async def replay_every_step(
     Raises:
         AssertionError: at the first step that can't be replayed, with what was different; or where the job does not end
             well by itself.
+        UsageError: there is no such child or question.
     """
     place = Place(herd, name, encode({} if payload is None else payload), model, credentials or {}, opts)
     replays = _Replays(place, model if isinstance(model, ScriptedModel) else None)
@@ -53,12 +55,14 @@ async def replay_every_step(
     while (after := _next(first, meanwhile, children, answers or {})) is not None:
         meanwhile = after
         first = await replays.check(first.steps, meanwhile)
+    if unused := set(answers or ()) - set(meanwhile.answers):
+        raise UsageError(f"the job does not ask {min(unused)!r}")
     return first
 
 
 def _next(run: JobRun, before: Meanwhile, children: Mapping[str, Any] | None, answers: Answers) -> Meanwhile | None:
     """What a parked job is given next; None where it has ended, or there is nothing new."""
-    if isinstance(run.outcome, Park) and children is not None and not before.results:
+    if isinstance(run.outcome, Park) and children and not before.results:
         return replace(before, results=run.results_of(children))
     if new := {ask.name: answers[ask.name] for ask in run.questions if ask.name in answers}:
         return replace(before, answers={**before.answers, **new})
@@ -79,10 +83,11 @@ class _Replays:
     def __init__(self, place: Place, model: ScriptedModel | None) -> None:
         self._place = place
         self._model = model
-        self._marks = [self._mark()]
+        self._marks: list[_Mark] = []
 
     async def check(self, steps: Sequence[Step], meanwhile: Meanwhile) -> JobRun:
         """Run from these steps on, then from each step that this finished. Raises AssertionError."""
+        self._marks[len(steps) :] = [self._mark()]
         first = await self._place.attempt(steps, meanwhile, lambda: self._marks.append(self._mark()))
         if not isinstance(first.outcome, Done | Park | Wait):
             raise AssertionError(  # noqa: TRY004  it is the test that fails

@@ -10,6 +10,8 @@ import pytest
 from oxherd import Herd, WaitForChildren, tool
 from oxherd.agents import LLM
 from oxherd.agents.chat import Request
+from oxherd.errors import UsageError
+from oxherd.job import Park, Wait
 from oxherd.testing import ScriptedModel, calls, replay_every_step, says
 
 
@@ -179,6 +181,29 @@ async def test_a_job_that_waits_for_its_children_is_replayed_before_and_after_th
 
     run = await replay_every_step(herd_of(handler), "job", children={"part": 2})
     assert (run.result, [step.key for step in run.steps]) == (4, ["regions", "sum"])
+    assert isinstance((await replay_every_step(herd_of(handler), "job", children={})).outcome, Park)
+
+
+async def test_a_model_call_outside_of_steps_is_found_after_the_children_came():
+    herd = Herd()
+    agent = herd.agent("echo", model="m")
+
+    @herd.job("job")
+    async def handler(ctx, payload):
+        await ctx.run(agent, "before")
+        if not await ctx.children():
+            await ctx.spawn("part")
+            raise WaitForChildren
+        llm = LLM(payload["model"], None)
+        await llm.chat(Request(model="m", messages=[{"role": "user", "content": "after"}], max_tokens=9))
+        await llm.close()
+        return await ctx.step("last", plus_one, 1)
+
+    with (
+        ScriptedModel(answer=lambda asked: asked.text) as model,
+        pytest.raises(AssertionError, match="the last of them 'last', asks the model 1 more times"),
+    ):
+        await replay_every_step(herd, "job", {"model": model.base_url}, model=model, children={"part": 1})
 
 
 async def test_a_job_that_fails_by_itself_is_no_job_to_replay():
@@ -213,6 +238,9 @@ async def test_a_job_that_waits_for_people_is_replayed_before_and_after_their_an
         "amount", "begin", "support/model-1", "support/approve-1-refund", "support/tool-1-refund", "support/model-2",
     ]  # fmt: skip
     assert (await replay_every_step(herd, "job", answers={"begin": None})).result == "no"
+    assert isinstance((await replay_every_step(herd, "job")).outcome, Wait)
+    with pytest.raises(UsageError, match="the job does not ask 'begni'"):
+        await replay_every_step(herd, "job", answers={"begni": True})
 
 
 async def test_a_question_that_is_another_each_time_is_told():
