@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import sentry_sdk
+from bugsink import Bugsink, install
 from sentry_sdk import logger, metrics
 
 import oxherd.telemetry
@@ -314,3 +316,32 @@ async def test_a_missing_extra_of_sentry_is_said_and_is_no_reason_not_to_work(en
     await run(environ, NewJob("tick"))
     detach()
     assert any("oxherd[sentry]" in message for message in warned)
+
+
+@pytest.fixture
+async def bugsink(tmp_path: Path) -> AsyncIterator[Bugsink]:
+    reason = install()
+    if reason is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    async with Bugsink(tmp_path) as server:
+        yield server
+
+
+async def test_a_real_receiver_takes_all_we_send_and_groups_errors_as_we_do(environ, fake, bugsink):
+    fake.script(calls(("weather", {"city": "Oslo"})), says("Rain."))
+    failing = [NewJob("breaks", {"order": number}, {"attempts": 1}) for number in (1, 2, 3)]
+    async with serving(environ | {"SENTRY_DSN": bugsink.dsn}) as (service, wait):
+        producer = Producer(service.worker.consumer.link, service.worker.keys)
+        await producer.schedule("often", Repeat(every=600_000), NewJob("tick"))
+        await producer.add("forecast", {"ask": "?"})
+        for job in [*failing, NewJob("nobody", {}, {"attempts": 1})]:
+            await producer.add(job.name, job.data, **job.opts)
+        await wait(6)
+    assert set(bugsink.answers()) == {200}
+    issues = {name: (words[-19:], function, count) for name, words, function, count in bugsink.issues()}
+    assert issues["ValueError"] == (": no entry with ***", "breaks", 3)
+    assert set(issues) == {"ValueError", "UnknownJob"}
+    assert {(release, environment) for release, environment, _ in bugsink.events()} == {("app@1.2", "staging")}
+    assert not any(KEY in data for _, _, data in bugsink.events())
