@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -31,7 +32,7 @@ from oxherd.settings import Settings
 from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
-from oxherd.telemetry.events import WorkerStarted, WorkerWarned, emit
+from oxherd.telemetry.events import WebStarted, WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
 from oxherd.telemetry.slo import load_promises
 from oxherd.vault.keyring import KeyRing
@@ -45,13 +46,13 @@ from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_pr
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
-    from starlette.routing import Route
-
     from oxherd.agents.ledger import Ledger
+    from oxherd.web.desk import Desk
 
 OLDEST_REDIS = (6, 2)
 LAST_TELEMETRY = 3.0  # seconds for what has still to be sent when the process ends
-MONEY_PATIENCE = 30.0  # seconds without an answer after which that connection is made again
+PATIENCE = 30.0  # seconds without an answer after which the connections for money and the API are made again
+AWAY = 10.0  # seconds that Redis may be away before a server without a worker counts as unhealthy
 NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
 
 
@@ -257,10 +258,11 @@ class Service:
         facts = Facts(__version__, settings.railway_git_commit_sha[:12], self._began)
         self.worker.version, self.worker.commit = facts.version, facts.commit
         self.health = Health(self.worker, store, facts)
-        self._money = Link(settings.redis_url, "money", patience=MONEY_PATIENCE)  # outlives the worker's: late bills
+        self._money = Link(settings.redis_url, "money", patience=PATIENCE)  # outlives the worker's: late bills
         self._agents.ledger = self._ledger()
         self.indicators = Indicators(self._money, self.worker.keys)
         self.watchdogs = self._watchdogs()
+        self.desk = build_desk(settings, herd, store)
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 
@@ -324,7 +326,7 @@ class Service:
             raise
 
     async def _start(self) -> None:
-        from oxherd.web.app import Server
+        from oxherd.web.app import Server, build
 
         if self._store is not None:
             await self._store.start()
@@ -337,20 +339,15 @@ class Service:
         await self.watchdogs.start()
         self._stops += [self.indicators.stop, self.watchdogs.stop]
         version = await self._look_around(self.worker.consumer.link)
+        await self.desk.link.start()
+        self._stops.append(self.desk.link.stop)
         server = Server(
-            self._settings.host, self._settings.port, self.health.report, self._metrics_page, more=self._questions()
+            self._settings.host, self._settings.port, build(self.health.report, self._metrics_page, self.desk)
         )
         await server.start()
-        self._stops.append(server.stop)
+        self._stops += [server.stop, self.desk.stop]
         self.port = server.port
         self._announce(version)
-
-    def _questions(self) -> list[Route]:
-        from oxherd.web.approvals import routes
-
-        if self._store is None:
-            return []  # nobody can be asked anything
-        return routes(build_approvals(self._settings, self._store, self.worker.consumer.link))
 
     async def close(self) -> None:
         """Stop the rest after the worker has stopped: HTTP, agents, store. Twice is fine."""
@@ -413,6 +410,87 @@ class Service:
         )
         if self._store is None:
             emit(WorkerWarned(message=NO_STORE))
+        _warn_of_no_token(self._settings)
+
+
+def build_desk(settings: Settings, herd: Herd, store: Store | None) -> Desk:
+    """What the HTTP API answers with; its link is not started."""
+    from oxherd.web.auth import Gatekeeper
+    from oxherd.web.desk import Desk
+
+    link = Link(settings.redis_url, "api", patience=PATIENCE)
+    return Desk(
+        link,
+        keys_of(settings),
+        store=store,
+        gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
+        approvals=None if store is None else build_approvals(settings, store, link),
+        agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+    )
+
+
+class WebService:
+    """The HTTP API in a process of its own, without a worker.
+
+    Parameters:
+        settings: the parsed variables.
+        herd: the product's agents, to be listed.
+        store: where runs are, or None.
+    """
+
+    def __init__(self, settings: Settings, herd: Herd, *, store: Store | None) -> None:
+        self._settings = settings
+        self._store = store
+        self._began = mono()
+        self._metrics = Metrics()
+        self.desk = build_desk(settings, herd, store)
+        self._stops: list[Callable[[], Awaitable[Any]]] = []
+        self.port = 0
+
+    async def start(self) -> None:
+        """Start everything; a failure stops what was started and is raised. Raises as `Service.start`."""
+        from oxherd.web.app import Server, build
+
+        try:
+            if self._store is not None:
+                await self._store.start()
+                self._stops.append(self._store.stop)
+            await self.desk.link.start()
+            self._stops.append(self.desk.link.stop)
+            server = Server(self._settings.host, self._settings.port, build(self.report, self._metrics_page, self.desk))
+            await server.start()
+            self._stops += [server.stop, self.desk.stop]
+        except BaseException:
+            await self.close()
+            raise
+        self.port = server.port
+        emit(WebStarted(queue=self._settings.job_queue_name, host=self._settings.host, port=self.port))
+        _warn_of_no_token(self._settings)
+
+    async def close(self) -> None:
+        """Stop everything. Twice is fine."""
+        while self._stops:
+            await self._stops.pop()()
+
+    def report(self) -> tuple[bool, dict[str, Any]]:
+        """What `/health` says."""
+        link = self.desk.link
+        away = mono() - link.down_since if link.down_since is not None else 0.0
+        ok = away < AWAY
+        return ok, {
+            "status": "ok" if ok else "unhealthy",
+            "checks": {"redis": {"ok": ok, "up": link.is_up, "away_s": round(away, 1), "reconnects": link.reconnects}},
+            "queue": self._settings.job_queue_name,
+            "version": __version__,
+            "commit": self._settings.railway_git_commit_sha[:12],
+            "uptime_s": round(mono() - self._began, 1),
+        }
+
+    async def _metrics_page(self) -> bytes:
+        if self.desk.link.is_up:
+            with contextlib.suppress(RedisUnreachable, RedisRefused):
+                self._metrics.set_depths(await self.desk.admin.counts())
+        return self._metrics.render()
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -458,12 +536,30 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
 
 
+async def serve_web(settings: Settings, herd: Herd) -> None:
+    """Serve the HTTP API alone until a signal stops it."""
+    service = WebService(settings, herd, store=build_store(settings))
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        await service.start()
+        await stopped.wait()
+    finally:
+        await service.close()
+
+
 def run_loop(main: Awaitable[Any]) -> Any:
     """Run a coroutine on uvloop, to its end."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)  # type: ignore[arg-type]
+
+
+def _warn_of_no_token(settings: Settings) -> None:
+    if settings.api_token is None and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        emit(WorkerWarned(message="API_TOKEN is not set: the HTTP API answers this machine itself only"))
 
 
 def _info(raw: bytes) -> dict[str, str]:

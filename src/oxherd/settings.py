@@ -152,6 +152,7 @@ def _database(text: str) -> int:
     return int(text)
 
 
+_SHORTEST_TOKEN = 16
 _MOST_DOLLARS = 1_000_000
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -205,6 +206,15 @@ def _longer_than_nothing(text: str) -> float:
 
 
 def _secret(text: str) -> Secret:
+    return Secret(text)
+
+
+def parse_token(text: str) -> Secret:
+    """Check that a token is long enough not to be guessed, and made of what a header can carry, and hide it."""
+    if len(text) < _SHORTEST_TOKEN:
+        raise ValueError(f"must have {_SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 24")
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("must be of letters, digits and ASCII punctuation, without spaces")
     return Secret(text)
 
 
@@ -426,6 +436,15 @@ TABLE: tuple[Variable, ...] = (
         "The address that the HTTP server binds to.",
     ),
     Variable(
+        "API_TOKEN", "text, 16 characters or more", parse_token, None, True,
+        "the HTTP API and the dashboard, unless they are asked from the same machine",
+        "Lets whoever has it see and do everything over HTTP; make one with: openssl rand -hex 24",
+    ),
+    Variable(
+        "API_READ_TOKEN", "text, 16 characters or more", parse_token, None, True, "nobody",
+        "Lets whoever has it see everything over HTTP, and change nothing.",
+    ),
+    Variable(
         "LOG_LEVEL", "debug, info, warning, error", _choice("debug", "info", "warning", "error"), "info",
         False, "nobody",
         "The least severe line that is logged.",
@@ -564,6 +583,8 @@ class Settings:
     shutdown_grace: float
     port: int
     host: str
+    api_token: Secret | None
+    api_read_token: Secret | None
     log_level: str
     log_format: str
     sentry_auth_token: Secret | None
@@ -685,10 +706,20 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
             missing.append(f"{companion} is missing; {name} needs it")
     if values.get("job_tenant_concurrency") and values.get("job_tenant_turns") == "off":
         missing.append("JOB_TENANT_TURNS must be on where JOB_TENANT_CONCURRENCY is set; turns are what it limits")
+    missing += _tokens(values)
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")
     return missing
+
+
+def _tokens(values: Mapping[str, Any]) -> list[str]:
+    read, full = values.get("api_read_token"), values.get("api_token")
+    if read is not None and full is None:
+        return ["API_TOKEN is missing; without it, API_READ_TOKEN would keep nobody out"]
+    if read is not None and read == full:
+        return ["API_READ_TOKEN must differ from API_TOKEN; else it lets its owner do everything"]
+    return []
 
 
 def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
@@ -171,6 +171,12 @@ class Agent:
         made.schema["properties"]["input"]["description"] = _INPUT
         told = description or self.description or f"Ask the agent {self.name!r}."
         return replace(made, description=told, agent=self)
+
+    def described(self) -> dict[str, Any]:
+        """The definition for people, as JSON-able data: tools by their names, without what is left to its default."""
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.init and each.name != "name"}
+        shown |= {"tools": sorted(self.toolbox), "budget": asdict(self.budget), "output": self.form.schema}
+        return {name: value for name, value in shown.items() if value not in (None, "", (), [], False)}
 
     @classmethod
     def inline(

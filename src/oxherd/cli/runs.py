@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from oxherd.cli.printing import Json, clock, duration, note, print_json, print_table, shortened
-from oxherd.errors import JobNotFound, JobStateError, UsageError
+from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from oxherd.settings import Settings
@@ -53,9 +53,10 @@ def show(run_id: Id, as_json: Json = False) -> None:
 
     On a terminal each has a bar: when it ran, and how long. With --json, results are there, too.
     """
+    from oxherd.actions import find_run
 
     async def ask(settings: Settings, store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        run = await _find(settings, store, run_id)
+        run = await find_run(store, settings.job_queue_name, run_id)
         return run, await store.steps(run["id"], outputs=as_json)
 
     run, steps = _ask(ask)
@@ -81,9 +82,14 @@ def replay(
     What was paid for is not paid again, except from --fork-from on. A job that was removed from the queue meanwhile is
     put back under its id, with its payload and attempts, without its other options.
     """
+    from oxherd.actions import find_run, replay_run
+    from oxherd.app import queue_client
 
     async def ask(settings: Settings, store: Store) -> dict[str, Any]:
-        return await _replay(settings, store, await _find(settings, store, run_id), fork_from)
+        queue = settings.job_queue_name
+        run = await find_run(store, queue, run_id)
+        async with queue_client(settings) as (producer, admin):
+            return await replay_run(store, producer, admin, run, queue=queue, fork_from=fork_from)
 
     done = _ask(ask)
     if as_json:
@@ -111,53 +117,6 @@ def _ask(question: Callable[[Settings, Store], Awaitable[T]]) -> T:
             await store.stop()
 
     return cast(T, run_loop(ask()))
-
-
-async def _find(settings: Settings, store: Store, run_id: str) -> dict[str, Any]:
-    queue = settings.job_queue_name
-    found = await store.run(run_id) if "@" in run_id else None
-    if found is None and (newest := await store.find_run(queue, run_id)) is not None:
-        found = await store.run(newest)
-    if found is None:
-        raise JobNotFound(f"no run {run_id} on queue {queue}", hint="oxherd runs list")
-    return cast(dict[str, Any], found)
-
-
-async def _replay(settings: Settings, store: Store, run: dict[str, Any], fork_from: str | None) -> dict[str, Any]:
-    from oxherd.app import queue_client
-    from oxherd.job import State
-
-    if run["queue"] != settings.job_queue_name:
-        raise UsageError(f"the run was on queue {run['queue']}", hint=f"set JOB_QUEUE_NAME={run['queue']}")
-    async with queue_client(settings) as (producer, admin):
-        state = await admin.state(run["job_id"])
-        if state not in {State.COMPLETED, State.FAILED, "unknown"}:
-            raise JobStateError(f"job {run['job_id']} is {state}; only completed or failed ones can be replayed")
-        dropped = await _drop(store, run, fork_from)
-        if state == "unknown":
-            await producer.restore(
-                run["job_id"],
-                run["name"],
-                run["input"].encode(),
-                timestamp=run["enqueued_at"],
-                attempts=run["attempts"],
-                attempts_started=run["fence"],
-                # A completed run's result is final for its attempt: this is another one.
-                attempts_made=run["attempt"] if run["status"] == "completed" else 0,
-            )
-        else:
-            await admin.retry(run["job_id"])
-    kept = len(await store.steps(run["id"]))
-    return {"run_id": run["id"], "job_id": run["job_id"], "kept": kept, "dropped": dropped}
-
-
-async def _drop(store: Store, run: dict[str, Any], fork_from: str | None) -> list[str]:
-    if fork_from is None:
-        return []
-    dropped = await store.drop_steps(run["id"], fork_from)
-    if not dropped:
-        raise UsageError(f"run {run['id']} has no step {fork_from!r}", hint=f"oxherd runs show {run['job_id']}")
-    return dropped
 
 
 def _run_row(run: dict[str, Any]) -> tuple[object, ...]:

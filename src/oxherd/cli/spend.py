@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from oxherd.store import SpendSum
 
-DAY_MS = 86_400_000
-
 app = typer.Typer(no_args_is_help=True, help="What model calls cost.")
 
 
@@ -61,19 +59,17 @@ def report(
 
 def _ask(by: By, days: int) -> Sequence[SpendSum]:
     from oxherd import settings as variables
+    from oxherd.actions import spend_report
     from oxherd.app import build_store, run_loop
-    from oxherd.clock import wall_ms
 
     store = build_store(variables.load(needs=("STORE",)))
     if store is None:
         raise UsageError("no store is configured, so there is no ledger", hint="set DATABASE_URL")
-    now = wall_ms()
-    since = (now // DAY_MS - days + 1) * DAY_MS
 
     async def ask() -> Sequence[SpendSum]:
         await store.start()
         try:
-            return await store.spend_report(by=by.value, since=since, until=now + DAY_MS)
+            return await spend_report(store, by=by.value, days=days)
         finally:
             await store.stop()
 

@@ -179,6 +179,20 @@ class Admin:
         newest = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", 1)
         return newest[0][0].decode() if newest else "0"
 
+    async def newest_events(self, limit: int) -> list[dict[str, str]]:
+        """The newest events of the queue's stream, the oldest of them first: `id`, `event` and what each brings.
+
+        Payloads and results that come with them are left out.
+        """
+        found = await self._link.call(b"XREVRANGE", self._keys.events, b"+", b"-", b"COUNT", limit)
+        events = []
+        for entry_id, flat in reversed(found):
+            words = [word.decode("utf-8", "replace") for word in flat]
+            fields = dict(zip(words[::2], words[1::2], strict=True))
+            shown = {name: value[:200] for name, value in fields.items() if name not in {"data", "returnvalue"}}
+            events.append({"id": entry_id.decode(), **shown})
+        return events
+
     async def events(self, since: str = "$") -> AsyncIterator[tuple[str, dict[str, str]]]:
         """The queue's event stream from `since` on (`$`: from now). Blocks its link; give it one of its own."""
         position = await self.newest_event() if since == "$" else since

@@ -766,6 +766,47 @@ class AlertUndelivered(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WebStarted(Event):
+    """The HTTP API is served by a process of its own."""
+
+    name: ClassVar[str] = "web.started"
+    queue: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiActed(Event):
+    """Somebody acted through the HTTP API; the audit log has the same line. `outcome` is the HTTP status."""
+
+    name: ClassVar[str] = "api.acted"
+    actor: str
+    source: str
+    action: str
+    target: str
+    outcome: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLoginFailed(Event):
+    """Somebody came to the HTTP API with a token that is not the right one."""
+
+    name: ClassVar[str] = "api.login_failed"
+    level: ClassVar[str] = "warning"
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLost(Event):
+    """An action could not be written to the audit log in the store; its `api.acted` line is all there is of it."""
+
+    name: ClassVar[str] = "audit.lost"
+    level: ClassVar[str] = "warning"
+    action: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class StreamEnded(Event):
     """An attempt of a job that somebody followed has been told: in how many entries, bytes and writes to Redis.
 

@@ -321,6 +321,15 @@ LINES: dict[type[Event], _Line] = {
         lambda e: f"{e.id} was told in {_count(e.writes, 'write')}" + (f", {e.dropped} lost" if e.dropped else ""),
         _told("id", "writes"),
     ),
+    events.WebStarted: _Line(
+        lambda e: f"Serving the HTTP API of queue {e.queue} at {e.host}:{e.port}", _told("queue", "host", "port")
+    ),
+    events.ApiActed: _Line(
+        lambda e: f"{e.action} {e.target}: {e.outcome}, by {e.actor} from {e.source}",
+        _told("actor", "source", "action", "target", "outcome"),
+    ),
+    events.ApiLoginFailed: _Line(lambda e: f"Wrong token from {e.source}", _told("source")),
+    events.AuditLost: _Line(lambda e: f"{e.action} is not in the audit log: {e.error}", _told("action", "error")),
     events.InternalFault: _Line(lambda e: f"Fault in {e.where}; please report it", _told("where")),
 }
 

@@ -5,28 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from importlib.resources import files
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from oxherd.errors import UsageError
+from oxherd.web import approvals
+from oxherd.web.api import ENDPOINTS
+from oxherd.web.desk import Desk
+from oxherd.web.headers import SecurityHeaders
+from oxherd.web.problems import Problem
 
 HealthReport = Callable[[], tuple[bool, dict[str, Any]]]
 MetricsPage = Callable[[], Awaitable[bytes]]
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
-def routes(health: HealthReport, metrics: MetricsPage) -> list[Route]:
+def routes(health: HealthReport, metrics: MetricsPage, desk: Desk) -> list[BaseRoute]:
     """All routes.
 
     Parameters:
         health: tells whether all is well, and each check.
         metrics: renders the page in Prometheus's text format.
+        desk: what the API answers with.
     """
 
     async def ready(_: Request) -> Response:
@@ -39,22 +49,75 @@ def routes(health: HealthReport, metrics: MetricsPage) -> list[Route]:
     async def prometheus(_: Request) -> Response:
         return Response(await metrics(), media_type="text/plain; version=0.0.4")
 
-    return [Route("/health", ready), Route("/health/live", live), Route("/metrics", prometheus)]
+    async def api(request: Request) -> Response:
+        return await serve(desk, request)
+
+    return [
+        Route("/health", ready),
+        Route("/health/live", live),
+        Route("/metrics", prometheus),
+        Route("/api/openapi.json", openapi),
+        Route("/api/docs", docs),
+        Route("/api/docs.css", docs_style),
+        Route("/api/{rest:path}", api, methods=METHODS),
+        *(approvals.routes(desk.approvals) if desk.approvals is not None else ()),
+    ]
+
+
+async def serve(desk: Desk, request: Request) -> Response:
+    """Find the endpoint that a request is for, and have it answered."""
+    # The path as it was sent: an id may hold a slash, percent-encoded.
+    raw = request.scope.get("raw_path") or request.scope["path"].encode()
+    segments = tuple(unquote(part, errors="surrogateescape") for part in raw.decode("latin-1").strip("/").split("/"))
+    if segments[:2] != ("api", "v1"):
+        return Problem(404, "there is nothing here", hint="GET /api/docs shows what there is").response()
+    found = [(each, values) for each in ENDPOINTS if (values := each.values(segments[2:])) is not None]
+    method = "GET" if request.method == "HEAD" else request.method
+    for endpoint, values in found:
+        if endpoint.method == method:
+            return await endpoint.serve(desk, request, values)
+    if not found:
+        return Problem(404, "there is nothing here", hint="GET /api/docs shows what there is").response()
+    allowed = ", ".join(sorted({endpoint.method for endpoint, _ in found}))
+    return Problem(405, f"{request.method} is not possible here", headers={"Allow": allowed}).response()
+
+
+async def openapi(_: Request) -> Response:
+    """The OpenAPI document; it says nothing about this server's data."""
+    from oxherd.web.openapi import document  # made when first asked for: it costs the start 0.1 s
+
+    return Response(orjson.dumps(document()), media_type="application/json")
+
+
+async def docs(_: Request) -> Response:
+    """The same for people."""
+    from oxherd.web.reference import page
+
+    return Response(page(), media_type="text/html")
+
+
+async def docs_style(_: Request) -> Response:
+    """How that looks."""
+    return Response((files("oxherd.web") / "static" / "docs.css").read_bytes(), media_type="text/css")
+
+
+def build(health: HealthReport, metrics: MetricsPage, desk: Desk) -> Starlette:
+    """The whole site, as an ASGI app."""
+    return Starlette(routes=routes(health, metrics, desk), middleware=[Middleware(SecurityHeaders)])
 
 
 class Server:
     """Uvicorn in our loop, with our signals left alone."""
 
-    def __init__(
-        self, host: str, port: int, health: HealthReport, metrics: MetricsPage, *, more: Sequence[Route] = ()
-    ) -> None:
+    def __init__(self, host: str, port: int, site: Starlette) -> None:
         self._host, self._port = host, port
-        app = Starlette(routes=[*routes(health, metrics), *more])
         self._server = _Quiet(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+                site, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1,
+                server_header=False,
+                proxy_headers=False,  # who asks from this machine decides whether a login is needed: see web/auth.py
             )
-        )
+        )  # fmt: skip
         self._task: asyncio.Task[None] | None = None
         self.port = 0
 

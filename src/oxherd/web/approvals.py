@@ -71,7 +71,16 @@ _TREACHEROUS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\
 
 
 class Questions(Protocol):
-    """What the page needs; `oxherd.worker.approvals.Approvals` is one."""
+    """What the page and the API need; `oxherd.worker.approvals.Approvals` is one."""
+
+    async def list(self, *, state: str = "open", limit: int = 100) -> list[WaitRow]:
+        """The queue's questions in one state. Raises Unreachable, RedisRefused, as all do that follow."""
+
+    async def show(self, wait_id: str) -> WaitRow:
+        """One question. Raises ApprovalNotFound."""
+
+    async def answer(self, wait_id: str, *, approved: bool, by: str, value: Any = None, message: str = "") -> WaitRow:
+        """Answer one. Raises ApprovalNotFound, ApprovalClosed, UsageError, ResultInvalid."""
 
     async def by_link(self, token: str) -> WaitRow:
         """The question that a link answers. Raises ApprovalNotFound, Unreachable."""

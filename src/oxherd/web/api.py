@@ -1,0 +1,457 @@
+"""The HTTP API: every endpoint as one list, and what each does. Shared with the command line is all below `actions`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from oxherd.actions import find_run, replay_run, spend_report
+from oxherd.clock import wall_ms
+from oxherd.errors import NotFound
+from oxherd.queue import producer
+from oxherd.queue.dead import Bulk, Pick
+from oxherd.queue.idempotency import once
+from oxherd.queue.pages import ORDER
+from oxherd.queue.schedule import Repeat
+from oxherd.store import AuditLine, RunFilter
+from oxherd.web import cursors, models
+from oxherd.web.answers import dump
+from oxherd.web.auth import Identity, Scope, keep_session, source_of
+from oxherd.web.desk import Desk
+from oxherd.web.endpoint import Ask, Endpoint
+from oxherd.web.problems import Problem
+
+DRAINED_AT_ONCE = 1_000  # jobs
+LONGEST_KEY = 200  # characters of an idempotency key
+
+# -- jobs
+
+
+async def add_job(ask: Ask[None, models.NewJob]) -> Response:
+    """Add one job."""
+    ids, earlier = await _add(ask, [ask.body])
+    return _added({"id": ids[0]}, earlier=earlier)
+
+
+async def add_jobs(ask: Ask[None, models.NewJobs]) -> Response:
+    """Add many."""
+    ids, earlier = await _add(ask, ask.body.jobs)
+    return _added({"ids": ids}, earlier=earlier)
+
+
+async def _add(ask: Ask[None, Any], jobs: Sequence[models.NewJob]) -> tuple[list[str], bool]:
+    key = ask.request.headers.get("idempotency-key")
+    if key is None:
+        return await ask.desk.producer.add_bulk([_new(job) for job in jobs]), False
+    if not 0 < len(key) <= LONGEST_KEY:
+        what = f"must have 1 to {LONGEST_KEY} characters"
+        raise Problem(422, f"header.Idempotency-Key: {what}", fields=[("header.Idempotency-Key", what)])
+
+    async def add(prefix: str) -> list[str]:
+        named = [_new(job, f"{prefix}-{place}") for place, job in enumerate(jobs)]
+        return await ask.desk.producer.add_bulk(named)
+
+    request = f"{ask.request.url.path}\n{ask.body.model_dump_json()}".encode()
+    return await once(ask.desk.link, ask.desk.keys, key, request, add)
+
+
+def _new(job: models.NewJob, job_id: str | None = None) -> producer.NewJob:
+    options = job.options.for_bullmq()
+    return producer.NewJob(job.name, job.data, {"jobId": job_id, **options} if job_id else options)
+
+
+def _added(answer: Mapping[str, Any], *, earlier: bool) -> Response:
+    headers = {"Idempotency-Replayed": "true"} if earlier else {}
+    return Response(dump(answer), 201, headers, "application/json")
+
+
+async def list_jobs(ask: Ask[models.JobQuery, None]) -> dict[str, Any]:
+    """A page of jobs."""
+    wanted = ask.params
+
+    def keep(job: dict[str, Any]) -> bool:
+        return wanted.name in {None, job["name"]} and wanted.tenant in {None, job["tenant"]}
+
+    page = await ask.desk.admin.pages.page(
+        [wanted.state] if wanted.state else ORDER,
+        limit=wanted.limit,
+        after=cursors.to_place(wanted.cursor),
+        keep=keep if wanted.name is not None or wanted.tenant is not None else None,
+        since=wanted.since,
+        until=wanted.until,
+    )
+    return {"jobs": page.jobs, "next": cursors.of_place(page.next)}
+
+
+async def get_job(ask: Ask[models.JobId, None]) -> dict[str, Any]:
+    """All of one job."""
+    return await ask.desk.admin.job(ask.params.id)
+
+
+async def cancel_job(ask: Ask[models.JobId, None]) -> dict[str, Any]:
+    """Cancel it wherever it is."""
+    return {"id": ask.params.id, "done": await ask.desk.admin.cancel(ask.params.id)}
+
+
+async def retry_job(ask: Ask[models.JobId, None]) -> dict[str, Any]:
+    """Run it again."""
+    await ask.desk.admin.retry(ask.params.id)
+    return {"id": ask.params.id, "done": "waiting"}
+
+
+async def promote_job(ask: Ask[models.JobId, None]) -> dict[str, Any]:
+    """Run a delayed one now."""
+    await ask.desk.admin.job(ask.params.id)
+    await ask.desk.admin.promote(ask.params.id)
+    return {"id": ask.params.id, "done": "promoted"}
+
+
+async def remove_job(ask: Ask[models.JobId, None]) -> dict[str, Any]:
+    """Remove one that does not run."""
+    await ask.desk.admin.job(ask.params.id)
+    if not await ask.desk.admin.remove(ask.params.id):
+        raise Problem(409, f"job {ask.params.id} runs right now", hint="cancel it")
+    return {"id": ask.params.id, "done": "removed"}
+
+
+# -- dead letters
+
+
+async def list_dead(ask: Ask[models.DeadQuery, None]) -> dict[str, Any]:
+    """Groups of dead letters."""
+    return {"groups": await ask.desk.letters.groups(limit=ask.params.limit)}
+
+
+async def replay_dead(ask: Ask[None, models.DeadChoice]) -> dict[str, Any]:
+    """Put them back."""
+    pick = _pick(ask.body)
+    return _done(pick, await ask.desk.letters.replay(pick))
+
+
+async def remove_dead(ask: Ask[None, models.DeadChoice]) -> dict[str, Any]:
+    """Remove them."""
+    pick = _pick(ask.body)
+    return _done(pick, await ask.desk.letters.remove(pick))
+
+
+def _pick(choice: models.DeadChoice) -> Pick:
+    # The cursor also says when all of this began: what fails again meanwhile is left alone.
+    parts = cursors.decode(choice.cursor, str, int)
+    place, began = (None, wall_ms()) if parts is None else (cursors.to_place(parts[0]), parts[1])
+    ids = None if choice.ids is None else list(dict.fromkeys(choice.ids))
+    return Pick(ids, choice.name, choice.fingerprint, choice.limit, place, began)
+
+
+def _done(pick: Pick, bulk: Bulk) -> dict[str, Any]:
+    place = cursors.of_place(bulk.next)
+    following = None if place is None else cursors.encode(place, pick.until)
+    return {"ids": bulk.done, "gone": bulk.gone, "next": following}
+
+
+# -- runs
+
+
+async def list_runs(ask: Ask[models.RunQuery, None]) -> dict[str, Any]:
+    """A page of runs."""
+    wanted = ask.params
+    after = cursors.decode(wanted.cursor, int, str)
+    page = await ask.desk.stored.runs(
+        queue=ask.desk.queue,
+        limit=wanted.limit,
+        wanted=RunFilter(**wanted.model_dump(exclude={"limit", "cursor"})),
+        after=None if after is None else (after[0], after[1]),
+    )
+    return {"runs": page.runs, "next": None if page.next is None else cursors.encode(*page.next)}
+
+
+async def get_run(ask: Ask[models.RunRead, None]) -> dict[str, Any]:
+    """A run with its steps."""
+    run = await find_run(ask.desk.stored, ask.desk.queue, ask.params.id)
+    return {**run, "steps": await ask.desk.stored.steps(run["id"], outputs=ask.params.outputs == "true")}
+
+
+async def replay(ask: Ask[models.RunId, models.Replay]) -> dict[str, Any]:
+    """Run it again from the journal."""
+    desk = ask.desk
+    run = await find_run(desk.stored, desk.queue, ask.params.id)
+    return await replay_run(desk.stored, desk.producer, desk.admin, run, queue=desk.queue, fork_from=ask.body.fork_from)
+
+
+# -- queues and workers
+
+
+async def list_queues(ask: Ask[None, None]) -> dict[str, Any]:
+    """The one that this server is for."""
+    return {"queues": [await _queue(ask.desk)]}
+
+
+async def get_queue(ask: Ask[models.QueueName, None]) -> dict[str, Any]:
+    """One queue."""
+    _must_be_ours(ask)
+    return await _queue(ask.desk)
+
+
+async def pause_queue(ask: Ask[models.QueueName, models.Pause]) -> dict[str, Any]:
+    """Close the workers' intake gate."""
+    _must_be_ours(ask)
+    await ask.desk.admin.close_gate(ask.body.reason)
+    return await _queue(ask.desk)
+
+
+async def resume_queue(ask: Ask[models.QueueName, None]) -> dict[str, Any]:
+    """Open it."""
+    _must_be_ours(ask)
+    await ask.desk.admin.open_gate()
+    return await _queue(ask.desk)
+
+
+async def drain_queue(ask: Ask[models.QueueName, models.Drain]) -> dict[str, Any]:
+    """Remove what waits."""
+    _must_be_ours(ask)
+    if ask.body.confirm != ask.desk.queue:
+        what = f"must be the queue's name, {ask.desk.queue}: its waiting jobs will be gone for good"
+        raise Problem(422, f"body.confirm: {what}", fields=[("body.confirm", what)])
+    removed, left = await ask.desk.admin.drain(limit=DRAINED_AT_ONCE, delayed=ask.body.delayed)
+    return {"removed": removed, "left": left}
+
+
+async def _queue(desk: Desk) -> dict[str, Any]:
+    counts, gate = await desk.admin.counts(), await desk.admin.gate()
+    return {"name": desk.queue, "counts": counts, "paused": gate is not None, "reason": gate}
+
+
+def _must_be_ours(ask: Ask[models.QueueName, Any]) -> None:
+    if ask.params.queue != ask.desk.queue:
+        raise NotFound(f"this server is for queue {ask.desk.queue}")
+
+
+async def list_workers(ask: Ask[None, None]) -> dict[str, Any]:
+    """Who works."""
+    return {"workers": await ask.desk.registry.workers()}
+
+
+# -- agents, spend, credentials
+
+
+async def list_agents(ask: Ask[models.PageQuery, None]) -> dict[str, Any]:
+    """A page of agents."""
+    after = cursors.decode(ask.params.cursor, str)
+    of_code = sorted(ask.desk.agents(), key=lambda agent: agent["name"]) if after is None else []
+    agents = [{"source": "code", "version": None, "updated_at": None, **agent} for agent in of_code]
+    kept = [] if ask.desk.store is None else await _kept_agents(ask.desk, ask.params.limit, after[0] if after else "")
+    full = len(kept) == ask.params.limit
+    return {"agents": agents + kept, "next": cursors.encode(kept[-1]["name"]) if full else None}
+
+
+async def _kept_agents(desk: Desk, limit: int, after: str) -> list[dict[str, Any]]:
+    return [{"source": "table", **agent} for agent in await desk.stored.agents(limit=limit, after=after)]
+
+
+async def get_spend(ask: Ask[models.SpendQuery, None]) -> dict[str, Any]:
+    """What model calls cost."""
+    lines = await spend_report(ask.desk.stored, by=ask.params.by, days=ask.params.days)
+    return {"lines": [dataclasses.asdict(line) for line in lines]}
+
+
+async def list_credentials(ask: Ask[models.CredentialQuery, None]) -> dict[str, Any]:
+    """A page of names."""
+    wanted, after = ask.params, cursors.decode(ask.params.cursor, str, str)
+    rows = await ask.desk.stored.list_credentials(
+        limit=wanted.limit, tenant=wanted.tenant, after=None if after is None else (after[0], after[1])
+    )
+    shown = [
+        {
+            "tenant": row.tenant or None,
+            "name": row.name,
+            "key": row.key_id,
+            "created_at": row.created_at,
+            "updated_at": row.updated_at,
+        }
+        for row in rows
+    ]
+    full = len(rows) == wanted.limit
+    return {"credentials": shown, "next": cursors.encode(rows[-1].tenant, rows[-1].name) if full else None}
+
+
+# -- schedules
+
+
+async def list_schedules(ask: Ask[None, None]) -> dict[str, Any]:
+    """All of them."""
+    return {"schedules": await ask.desk.timetable.all()}
+
+
+async def get_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
+    """One."""
+    return await ask.desk.timetable.one(ask.params.id)
+
+
+async def put_schedule(ask: Ask[models.ScheduleId, models.NewSchedule]) -> dict[str, Any]:
+    """Make or change one."""
+    asked = ask.body
+    repeat = Repeat(asked.every, asked.pattern, asked.tz, asked.limit, asked.start, asked.end)
+    await ask.desk.timetable.put(ask.params.id, repeat, _new(asked.job))
+    return await ask.desk.timetable.one(ask.params.id)
+
+
+async def remove_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
+    """Remove one."""
+    await ask.desk.timetable.remove(ask.params.id)
+    return {"id": ask.params.id, "done": "removed"}
+
+
+async def pause_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
+    """Stop one from firing."""
+    return await ask.desk.timetable.pause(ask.params.id)
+
+
+async def resume_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
+    """Let it fire again."""
+    return await ask.desk.timetable.resume(ask.params.id)
+
+
+async def run_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
+    """Add a job of it now."""
+    return {"id": await ask.desk.timetable.run_now(ask.params.id)}
+
+
+# -- the audit log, logins, the feed
+
+
+async def list_audit(ask: Ask[models.PageQuery, None]) -> dict[str, Any]:
+    """A page of who did what."""
+    before = cursors.decode(ask.params.cursor, int)
+    lines = await ask.desk.stored.audit(limit=ask.params.limit, before=before[0] if before else None)
+    full = len(lines) == ask.params.limit
+    return {"lines": lines, "next": cursors.encode(lines[-1]["id"]) if full else None}
+
+
+async def log_in(ask: Ask[None, models.Login]) -> Response:
+    """Open a session."""
+    keeper = ask.desk.gatekeeper
+    if keeper.open_to_this_machine_only:
+        raise Problem(409, "API_TOKEN is not set: there is nothing to log in with, or to")
+    identity, cookie = keeper.open_session(keeper.check_token(ask.request, ask.body.token))
+    response = Response(dump(_session(identity)), media_type="application/json")
+    keep_session(response, ask.request, cookie)
+    await ask.desk.record(AuditLine("session", source_of(ask.request), "logIn", identity.scope.value, {}, 200))
+    return response
+
+
+async def log_out(ask: Ask[None, None]) -> Response:
+    """Forget the session."""
+    response = Response(b"{}", media_type="application/json")
+    keep_session(response, ask.request, "")
+    return response
+
+
+async def get_session(ask: Ask[None, None]) -> dict[str, Any]:
+    """Who asks."""
+    return _session(ask.identity)
+
+
+def _session(identity: Identity) -> dict[str, Any]:
+    return dataclasses.asdict(identity)
+
+
+async def watch(ask: Ask[None, None]) -> Response:
+    """The feed."""
+    return sse(ask.desk.feed.watch(ask.request.headers.get("last-event-id")))
+
+
+def sse(stream: Any) -> Response:
+    """Server-sent events as they come."""
+    headers = {"X-Accel-Buffering": "no"}  # else nginx keeps them until it has enough
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+ACT, READ = Scope.ACT, Scope.READ
+_M = models
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("addJob", "POST", "/jobs", "Put a job on the queue.", "jobs", add_job, _M.Added, body=_M.NewJob,
+             scope=ACT, status=201, errors=(409,), idempotent=True),
+    Endpoint("addJobs", "POST", "/jobs/bulk", "Put many jobs on the queue, in one go.", "jobs", add_jobs, _M.AddedMany,
+             body=_M.NewJobs, scope=ACT, status=201, errors=(409,), idempotent=True),
+    Endpoint("listJobs", "GET", "/jobs", "List jobs. What runs comes first, then what is next, then what ended last.",
+             "jobs", list_jobs, _M.JobPage, params=_M.JobQuery),
+    Endpoint("getJob", "GET", "/jobs/{id}", "Show all the queue knows of a job.", "jobs", get_job, _M.Job,
+             params=_M.JobId, errors=(404,)),
+    Endpoint("cancelJob", "POST", "/jobs/{id}/cancel", "Cancel a job. One that runs is stopped within a second and "
+             "fails, one that waits is removed.", "jobs", cancel_job, _M.Done, params=_M.JobId, scope=ACT,
+             errors=(404, 409)),
+    Endpoint("retryJob", "POST", "/jobs/{id}/retry", "Run a failed or completed job again. A failed one gets all its "
+             "attempts anew; steps that had finished are not paid for again.", "jobs", retry_job, _M.Done,
+             params=_M.JobId, scope=ACT, errors=(404, 409)),
+    Endpoint("promoteJob", "POST", "/jobs/{id}/promote", "Run a delayed job now.", "jobs", promote_job, _M.Done,
+             params=_M.JobId, scope=ACT, errors=(404, 409)),
+    Endpoint("removeJob", "DELETE", "/jobs/{id}", "Remove a job that does not run, with all the queue knows of it.",
+             "jobs", remove_job, _M.Done, params=_M.JobId, scope=ACT, errors=(404, 409)),
+
+    Endpoint("listDeadLetters", "GET", "/dead-letters", "Group the dead letters: jobs that failed for good. Those with "
+             "the same name and the same reason, numbers in it aside, share a fingerprint.", "dead letters", list_dead,
+             _M.DeadGroups, params=_M.DeadQuery),
+    Endpoint("replayDeadLetters", "POST", "/dead-letters/replay", "Put dead letters back on the queue, the oldest "
+             "first. Each gets all its attempts anew; steps that had finished are not paid for again.", "dead letters",
+             replay_dead, _M.DeadDone, body=_M.DeadChoice, scope=ACT),
+    Endpoint("removeDeadLetters", "POST", "/dead-letters/remove", "Remove dead letters for good.", "dead letters",
+             remove_dead, _M.DeadDone, body=_M.DeadChoice, scope=ACT),
+
+    Endpoint("listRuns", "GET", "/runs", "List runs, the newest first.", "runs", list_runs, _M.RunPage,
+             params=_M.RunQuery, errors=(501,)),
+    Endpoint("getRun", "GET", "/runs/{id}", "Show a run and its finished steps.", "runs", get_run, _M.Run,
+             params=_M.RunRead, errors=(404, 501)),
+    Endpoint("replayRun", "POST", "/runs/{id}/replay", "Run a completed or failed run's job again, with its finished "
+             "steps from the journal. What was paid for is not paid again, except from `fork_from` on.", "runs", replay,
+             _M.Replayed, params=_M.RunId, body=_M.Replay, optional_body=True, scope=ACT, errors=(404, 409, 501)),
+
+    Endpoint("listQueues", "GET", "/queues", "List the queues of this server, with counts.", "queues", list_queues,
+             _M.Queues),
+    Endpoint("getQueue", "GET", "/queues/{queue}", "Show a queue.", "queues", get_queue, _M.Queue,
+             params=_M.QueueName, errors=(404,)),
+    Endpoint("pauseQueue", "POST", "/queues/{queue}/pause", "Stop all Oxherd workers from taking jobs of this queue. "
+             "What runs, runs on; producers may go on adding.", "queues", pause_queue, _M.Queue, params=_M.QueueName,
+             body=_M.Pause, scope=ACT, errors=(404,)),
+    Endpoint("resumeQueue", "POST", "/queues/{queue}/resume", "Let them take jobs again.", "queues", resume_queue,
+             _M.Queue, params=_M.QueueName, scope=ACT, errors=(404,)),
+    Endpoint("drainQueue", "POST", "/queues/{queue}/drain", "Remove jobs that wait, for good, 1,000 at a time. "
+             "Next runs of schedules stay.", "queues", drain_queue, _M.Drained, params=_M.QueueName, body=_M.Drain,
+             scope=ACT, errors=(404,)),
+    Endpoint("listWorkers", "GET", "/workers", "List the workers of the queue by their last sign of life.", "workers",
+             list_workers, _M.Workers),
+
+    Endpoint("listAgents", "GET", "/agents", "List agents: those of the program first, then those of the table.",
+             "agents", list_agents, _M.AgentPage, params=_M.PageQuery),
+    Endpoint("getSpend", "GET", "/spend", "Sum up what model calls cost.", "spend", get_spend, _M.Spend,
+             params=_M.SpendQuery, errors=(501,)),
+    Endpoint("listCredentials", "GET", "/credentials", "List credentials by name; no answer has a value.",
+             "credentials", list_credentials, _M.CredentialPage, params=_M.CredentialQuery, errors=(501,)),
+
+    Endpoint("listSchedules", "GET", "/schedules", "List the job schedulers.", "schedules", list_schedules,
+             _M.Schedules),
+    Endpoint("getSchedule", "GET", "/schedules/{id}", "Show one.", "schedules", get_schedule, _M.Schedule,
+             params=_M.ScheduleId, errors=(404,)),
+    Endpoint("putSchedule", "PUT", "/schedules/{id}", "Make or change one. A paused one fires again.", "schedules",
+             put_schedule, _M.Schedule, params=_M.ScheduleId, body=_M.NewSchedule, scope=ACT, errors=(409,)),
+    Endpoint("removeSchedule", "DELETE", "/schedules/{id}", "Remove one, with its next job.", "schedules",
+             remove_schedule, _M.Done, params=_M.ScheduleId, scope=ACT, errors=(404,)),
+    Endpoint("pauseSchedule", "POST", "/schedules/{id}/pause", "Stop one from firing; its next job is removed.",
+             "schedules", pause_schedule, _M.Schedule, params=_M.ScheduleId, scope=ACT, errors=(404, 409)),
+    Endpoint("resumeSchedule", "POST", "/schedules/{id}/resume", "Let a paused one fire again; its runs are counted "
+             "anew.", "schedules", resume_schedule, _M.Schedule, params=_M.ScheduleId, scope=ACT, errors=(404, 409)),
+    Endpoint("runSchedule", "POST", "/schedules/{id}/run", "Add one job as the schedule would, now.", "schedules",
+             run_schedule, _M.Added, params=_M.ScheduleId, scope=ACT, status=201, errors=(404,)),
+
+    Endpoint("listAudit", "GET", "/audit", "List who did what through this API, the newest first.", "audit",
+             list_audit, _M.AuditPage, params=_M.PageQuery, errors=(501,)),
+    Endpoint("getSession", "GET", "/session", "Say who asks.", "session", get_session, _M.Session),
+    Endpoint("logIn", "POST", "/session", "Open a session for a browser, kept in a cookie.", "session", log_in,
+             _M.Session, body=_M.Login, scope=None, errors=(401, 409)),
+    Endpoint("logOut", "DELETE", "/session", "Forget the session.", "session", log_out, _M.Nothing, scope=None),
+    Endpoint("watch", "GET", "/feed", "Follow the queue: server-sent events named `queue` with its counts and what "
+             "happened, whenever something did. With the header `Last-Event-ID` what happened since then comes first.",
+             "feed", watch, _M.Nothing, media_type="text/event-stream"),
+)  # fmt: skip

@@ -1,0 +1,85 @@
+"""All that requests are answered with: the app builds one and hands it in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from oxherd.errors import OxherdError
+from oxherd.queue.admin import Admin
+from oxherd.queue.connection import Link
+from oxherd.queue.dead import DeadLetters
+from oxherd.queue.keys import Keys
+from oxherd.queue.producer import Producer
+from oxherd.queue.registry import Registry
+from oxherd.queue.timetable import Timetable
+from oxherd.store import AuditLine, Store
+from oxherd.telemetry.events import ApiActed, AuditLost, emit
+from oxherd.web.approvals import Questions
+from oxherd.web.auth import Gatekeeper
+from oxherd.web.feed import Feed
+from oxherd.web.problems import Problem
+
+AUDIT_PATIENCE = 5.0  # seconds
+
+
+class Desk:
+    """One queue's services.
+
+    Parameters:
+        link: to Redis; not the one that jobs are taken by, which long answers would hold up.
+        keys: of the queue.
+        store: where runs are, or None.
+        gatekeeper: who may.
+        approvals: the questions that jobs ask people, or None without a store.
+        agents: those of the product's own program: objects with `name` and `definition`.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        *,
+        store: Store | None,
+        gatekeeper: Gatekeeper,
+        approvals: Questions | None,
+        agents: Callable[[], Sequence[dict[str, Any]]],
+    ) -> None:
+        self.link = link
+        self.keys = keys
+        self.queue = keys.queue
+        self.store = store
+        self.gatekeeper = gatekeeper
+        self.approvals = approvals
+        self.agents = agents
+        self.producer = Producer(link, keys)
+        self.admin = Admin(link, keys)
+        self.letters = DeadLetters(self.admin)
+        self.timetable = Timetable(link, keys)
+        self.registry = Registry(link, keys)
+        self.feed = Feed(self.admin)
+
+    @property
+    def stored(self) -> Store:
+        """The store. Raises Problem: 501 where there is none."""
+        if self.store is None:
+            raise Problem(501, "no store is configured, so no runs are kept", hint="set DATABASE_URL")
+        return self.store
+
+    async def stop(self) -> None:
+        """End what goes on for as long as somebody listens."""
+        self.feed.stop()
+
+    async def record(self, line: AuditLine) -> None:
+        """Log what somebody did, and keep it in the audit log; a store that is away is no reason not to act."""
+        emit(
+            ApiActed(actor=line.actor, source=line.source, action=line.action, target=line.target, outcome=line.outcome)
+        )
+        if self.store is None:
+            return
+        try:
+            async with asyncio.timeout(AUDIT_PATIENCE):
+                await self.store.write_audit(line)
+        except (OxherdError, TimeoutError) as error:
+            emit(AuditLost(action=f"{line.action} {line.target}", error=str(error) or "no answer in time"))
