@@ -1,7 +1,7 @@
 """Make the pages that are made from code; with `--check`, say which are out of date instead.
 
-docs/settings.md, docs/events.md, docs/cli.md and .env.example: run `make docs` after changing a variable, an event, a
-metric or a command.
+docs/settings.md, docs/events.md, docs/cli.md, docs/api.md and .env.example: run `make docs` after changing a variable,
+an event, a metric, a command or an endpoint.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from oxherd.cli import app
 from oxherd.telemetry import events
 from oxherd.telemetry.logs import FIELDS
 from oxherd.telemetry.metrics import SERIES
+from oxherd.web import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
@@ -34,6 +35,7 @@ def pages() -> dict[str, str]:
         "docs/settings.md": settings.settings_page,
         "docs/events.md": events_page,
         "docs/cli.md": cli_page,
+        "docs/api.md": api_page,
     }
     return {path: make() for path, make in made.items()}
 
@@ -74,6 +76,18 @@ def _metric_rows() -> Iterator[str]:
     for row in SERIES:
         labels = ", ".join(f"`{label}`" for label in row.labels)
         yield f"| `{row.full_name}` | {row.kind} | {labels} | {row.about} |"
+
+
+def api_page() -> str:
+    """Every endpoint of the HTTP API."""
+    lines = [
+        "# HTTP API",
+        "",
+        "Made from `web/api.py` and `web/models.py` by `make docs`. [Over HTTP](http.md) says how to use it.",
+        "",
+        reference.markdown(),
+    ]
+    return "\n".join(lines)
 
 
 def cli_page() -> str:

@@ -706,16 +706,16 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
             missing.append(f"{companion} is missing; {name} needs it")
     if values.get("job_tenant_concurrency") and values.get("job_tenant_turns") == "off":
         missing.append("JOB_TENANT_TURNS must be on where JOB_TENANT_CONCURRENCY is set; turns are what it limits")
-    missing += _tokens(values)
+    missing += _tokens(values, source)
     only_rest = values.get("supabase_url") and not source.get("DATABASE_URL", "").strip()
     if only_rest and not values.get("supabase_service_role_key"):
         missing.append("SUPABASE_SERVICE_ROLE_KEY is missing; SUPABASE_URL needs it")
     return missing
 
 
-def _tokens(values: Mapping[str, Any]) -> list[str]:
+def _tokens(values: Mapping[str, Any], source: Mapping[str, str]) -> list[str]:
     read, full = values.get("api_read_token"), values.get("api_token")
-    if read is not None and full is None:
+    if read is not None and not source.get("API_TOKEN", "").strip():
         return ["API_TOKEN is missing; without it, API_READ_TOKEN would keep nobody out"]
     if read is not None and read == full:
         return ["API_READ_TOKEN must differ from API_TOKEN; else it lets its owner do everything"]

@@ -45,6 +45,8 @@ VALUES = {
     "SHUTDOWN_GRACE": ("2h", "1 week"),
     "PORT": ("0", "65536"),
     "HOST": ("::", None),
+    "API_TOKEN": ("hidden-token-0123", "too-short"),
+    "API_READ_TOKEN": ("hidden-reads-0123", "with a space in it"),
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
     "SENTRY_AUTH_TOKEN": ("hidden-sentry", None),
@@ -428,6 +430,8 @@ def test_the_settings_know_every_secret_in_them():
         KEY,
         OLD_KEY,
         "hidden-five",
+        GOOD["API_TOKEN"],
+        GOOD["API_READ_TOKEN"],
         *(GOOD[name] for name in GOOD if name.startswith("ALERT_") and "hidden" in GOOD[name]),
         GOOD["ALERT_WEBHOOK_SECRET"],
         "hidden-mail",
@@ -473,3 +477,11 @@ def test_the_example_file_names_every_variable_once():
 def test_the_settings_page_has_a_row_for_every_variable():
     rows = re.findall(r"^\| `([A-Z_]+)` \|", settings.settings_page(), re.MULTILINE)
     assert rows == [variable.name for variable in TABLE]
+
+
+def test_a_token_for_reading_needs_another_one_for_acting():
+    token = secrets.token_hex()
+    (fault,) = faults({"API_READ_TOKEN": token}, needs=())
+    assert "API_TOKEN is missing" in fault
+    (fault,) = faults({"API_READ_TOKEN": token, "API_TOKEN": token}, needs=())
+    assert "must differ" in fault

@@ -136,6 +136,9 @@ SERIES: tuple[Series, ...] = (
     _counter("alerts_fired", "Alerts that people were told of, repeats included.", "alert", group="Alerts"),
     _counter("alerts_resolved", "Alerts that people were told the end of.", "alert", group="Alerts"),
     _counter("alerts_undelivered", "Messages of alerts that a channel did not take.", "channel", group="Alerts"),
+    _counter("api_actions", "Actions through the HTTP API, by HTTP status.", "action", "status", group="HTTP API"),
+    _counter("api_login_failures", "Wrong tokens at the HTTP API.", group="HTTP API"),
+    _counter("audit_losses", "Actions that are not in the audit log.", group="HTTP API"),
     _counter("tasks", "Tasks of operations that ended, by how.", "task", "outcome", group="Worker"),
     Series("build", "info", "What runs here.", group="Worker"),
     _gauge("concurrency", "How many jobs this worker runs at once.", group="Worker"),
@@ -264,6 +267,9 @@ class Metrics:
             events.AlertResolved: lambda event: of["alerts_resolved"].labels(event.alert).inc(),
             events.AlertUndelivered: lambda event: of["alerts_undelivered"].labels(event.channel).inc(),
             events.StreamEnded: self._stream_ended,
+            events.ApiActed: lambda event: of["api_actions"].labels(event.action, str(event.outcome)).inc(),
+            events.ApiLoginFailed: lambda _: of["api_login_failures"].inc(),
+            events.AuditLost: lambda _: of["audit_losses"].inc(),
             events.InternalFault: lambda _: of["faults"].inc(),
         }
 

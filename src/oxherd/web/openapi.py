@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from oxherd import __version__
 from oxherd.web.api import ENDPOINTS
 from oxherd.web.auth import COOKIE, CSRF_HEADER
 from oxherd.web.endpoint import Endpoint
@@ -18,6 +18,7 @@ from oxherd.web.models import ProblemDetails
 from oxherd.web.problems import MEDIA_TYPE
 
 PREFIX = "/api/v1"
+VERSION = version("oxherd")
 ABOUT = """\
 See and steer an Oxherd worker's queue, runs and schedules.
 
@@ -36,7 +37,7 @@ def document() -> dict[str, Any]:
         paths.setdefault(PREFIX + endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, references)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Oxherd", "version": __version__, "description": ABOUT, "license": {"name": "MIT"}},
+        "info": {"title": "Oxherd", "version": VERSION, "description": ABOUT, "license": {"name": "MIT"}},
         "paths": paths,
         "components": {
             "schemas": schemas,

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from oxherd.errors import (
+    ApprovalClosed,
     JobStateError,
     KeyReused,
     NotFound,
@@ -29,6 +30,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: tuple[tuple[type[OxherdError], int], ...] = (
     (NotFound, 404),
     (JobStateError, 409),
+    (ApprovalClosed, 409),
     (KeyReused, 422),
     (PayloadInvalid, 422),
     (ResultInvalid, 422),

@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from oxherd import __version__
 from oxherd.web.api import ENDPOINTS
 from oxherd.web.auth import Scope
 from oxherd.web.endpoint import Endpoint
 from oxherd.web.models import Given, Taken
-from oxherd.web.openapi import ABOUT, PREFIX, document, where_given
+from oxherd.web.openapi import ABOUT, PREFIX, VERSION, document, where_given
 
 
 def page() -> str:
@@ -32,7 +31,7 @@ def page() -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Oxherd API</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="stylesheet" href="/api/docs.css"></head><body><nav>{menu}</nav><main><h1>Oxherd API '
-        f'<small>{escape(__version__)}</small></h1>{intro}<p><a href="/api/openapi.json">openapi.json</a></p>'
+        f'<small>{escape(VERSION)}</small></h1>{intro}<p><a href="/api/openapi.json">openapi.json</a></p>'
         f"{sections}</main></body></html>"
     )
 

@@ -118,6 +118,9 @@ def test_codes_that_are_not_redis_s_own_share_one_series(metrics, sample):
         (events.LoopBlocked, "loop_blocks_total", {}, 1),
         (events.GateChanged, "gate_closed", {}, 1),
         (events.ScheduleFailed, "schedule_failures_total", {}, 1),
+        (events.ApiActed, "api_actions_total", {"action": "text", "status": "3"}, 1),
+        (events.ApiLoginFailed, "api_login_failures_total", {}, 1),
+        (events.AuditLost, "audit_losses_total", {}, 1),
         (events.InternalFault, "faults_total", {}, 1),
     ],
     ids=lambda part: getattr(part, "name", None),
@@ -176,6 +179,7 @@ def test_every_event_moves_a_series_or_is_known_to_need_none(metrics):
         events.AgentStarted,
         events.ModelAsked,
         events.ToolAsked,
+        events.WebStarted,
     }
     assert set(events.catalogue()) - set(metrics.subscriptions()) == uncounted
 
