@@ -125,6 +125,17 @@ async def test_whoever_has_the_fewest_running_is_next(stage: Stage, works: Works
     await stage.settle_ledger(*a, *b)
 
 
+async def test_a_tenant_with_long_jobs_leaves_its_share_to_one_with_short_jobs(stage: Stage, works: Works):
+    long = [await stage.add("long", {"tenant": "a"}) for _ in range(10)]
+    await stage.worker({"long": works.held, "work": works.brief}, concurrency=4)
+    await stage.happened.wait(JobStarted, count=4)
+    short = await add(stage, "b", 30)
+    assert await stage.admin.cancel(long[0]) == "stopping"
+    await stage.finished(*short)  # in the one slot that is free, although three of four are the other's
+    works.go.set()
+    await stage.finished(*long)
+
+
 async def test_jobs_without_a_tenant_are_never_put_aside(stage: Stage, works: Works):
     jobs = await add(stage, None, 50)
     odd = [await stage.add("work", data) for data in ({"tenant": 7}, {"tenant": ""}, {"of": {"tenant": "a"}}, [])]
@@ -215,6 +226,23 @@ async def test_the_limit_holds_while_workers_are_killed(stage: Stage, start: Sta
         for tenant, many in Counter(tenant for tenant, _ in running.values()).items():
             most[tenant] = max(most[tenant], many)
     assert most == {"a": 3, "b": 3}
+
+
+async def test_jobs_that_other_workers_took_count_for_their_tenants(stage: Stage, works: Works):
+    ours = await stage.worker({"work": works.held}, turns=Turns(1), concurrency=1)
+    [before] = await add(stage, "b")
+    await stage.happened.wait(JobStarted, id=before)  # what runs has been counted a moment ago
+    await stage.worker({"work": works.held}, turns=None, concurrency=1)  # as one of Node's
+    [theirs] = await add(stage, "a")
+    await stage.happened.wait(JobStarted, id=theirs)
+    [next_] = await add(stage, "a")
+    await stage.admin.cancel(before)
+    await stage.happened.wait(JobsPutAside, count=2)
+    assert not stage.happened.all(JobStarted, id=next_)
+    assert works.running == {"a": 1, "b": 0}
+    assert ours.running == {}
+    works.go.set()
+    await stage.finished(theirs, next_)
 
 
 @pytest.mark.parametrize("end", ["stop", "park", "retry_later", "fail", "cancel"])

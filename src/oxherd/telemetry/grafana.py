@@ -65,7 +65,7 @@ def _overview() -> list[Panel]:
         _stat("Jobs per second", f"sum(rate({over}[{RATE}]))", "ops"),
         _stat("Failed", f"sum(rate({failed}[1h])) / (sum(rate({over}[1h])) > 0)", "percentunit"),
         _stat("Running", f"sum({_of(series('jobs_in_flight'))})", "short"),
-        _stat("Waiting", f"max({_of(series('queue_jobs', state='wait'))})", "short"),
+        _stat("Waiting", f"sum(max by (state) ({_of(series('queue_jobs', state='wait|prioritized'))}))", "short"),
         _stat("Spent in 24 h", f"sum(increase({_of(series('model_cost_usd'))}[24h]))", "currencyUSD"),
         _stat("Prompts cached", f"sum(rate({cached}[1h])) / (sum(rate({read}[1h])) > 0)", "percentunit"),
     ]

@@ -38,3 +38,12 @@ def test_whatever_puts_a_job_into_the_wait_list_parks_it_while_the_queue_is_paus
     pushes = re.findall(rb'rcall\((?:pushCmd|"[LR]PUSH"), ([^,]+),', body)
     known_others = {b"activeKey", b"dataPointsList", b"KEYS[2]", b"KEYS[4]"}  # KEYS[4]: moveJobsToWait, not used by us
     assert set(pushes) - known_others <= {b"parked(targetKey)"}
+
+
+@pytest.mark.parametrize("name", sorted({path.stem.rpartition("-")[0] for path in _bullmq_commands().glob("*.lua")}))
+def test_whatever_takes_a_job_asks_whose_turn_it_is(name):
+    takes = {"moveToActive", "moveToFinished", "moveToDelayed"}
+    body = script(name).body
+    # A job is taken where it is pushed to `active`; moveToActive has a second place, for marks of BullMQ 4.
+    assert (b", activeKey" in body and b"RPOPLPUSH" in body) == (name in takes)
+    assert body.count(b"if not nextInTurn(waitKey, activeKey, opts)") == (name in takes)

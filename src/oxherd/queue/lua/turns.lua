@@ -24,7 +24,6 @@ local aside, verdict = 0, 0
 local function inTurn(wait, active, turns)
   local PUT_ASIDE = 2 ^ 54 -- from here on; BullMQ's own scores end at 2^53 + 2^32
   local PER_PRIORITY = 2 ^ 32
-  local HIGHEST = 2 ^ 21 -- BullMQ's highest number for a priority
   local STEP = 4 -- between scores of this size there are no finer ones
   local LOOK = 200 -- jobs that one call puts aside at most
   local LOOK_BYTES = 1000000 -- and bytes of their payloads, but for the last one
@@ -108,10 +107,7 @@ local function inTurn(wait, active, turns)
         putOneAside(jobs[place])
       end
     end
-    local waited = math.min(#jobs, waiting)
-    if waited > 0 then
-      call('LTRIM', wait, 0, -1 - waited)
-    end
+    call('LTRIM', wait, 0, -1 - #jobs) -- those from `prioritized` are past its beginning, and already moved
     aside = #jobs
   end
 
@@ -133,24 +129,30 @@ local function inTurn(wait, active, turns)
 
   -- What nobody has looked at
 
+  -- The n-th job (from 0) and, where it has a priority, its score.
   local function unseen(n)
     if n < waiting then
-      return call('LINDEX', wait, -1 - n)
+      return call('LINDEX', wait, -1 - n), nil
     end
-    return call('ZRANGEBYSCORE', prioritized, '-inf', string.format('(%.0f', PUT_ASIDE), 'LIMIT', n - waiting, 1)[1]
+    local top = string.format('(%.0f', PUT_ASIDE)
+    local found = call('ZRANGEBYSCORE', prioritized, '-inf', top, 'WITHSCORES', 'LIMIT', n - waiting, 1)
+    return found[1], tonumber(found[2])
   end
 
-  local function read(id)
-    local job = call('HMGET', prefix .. id, 'data', 'opts', 'priority', 'ats', 'atm')
-    local priority = tonumber(job[3]) or 0
-    local lifo = job[2] and string.find(job[2], '"lifo":true', 1, true)
+  local function read(id, score)
+    local job = call('HMGET', prefix .. id, 'data', 'opts', 'ats', 'atm')
+    -- What BullMQ puts before others: with a priority, what was given back; else also LIFO jobs.
+    local front = score and score % PER_PRIORITY == 0
+    if not score then
+      local lifo = job[2] and string.find(job[2], '"lifo":true', 1, true)
+      front = lifo or (tonumber(job[3]) or 0) > (tonumber(job[4]) or 0)
+    end
     return {
       id = id,
       tenant = tenantIn(job[1]),
       bytes = job[1] and #job[1] or 0,
-      priority = priority > 0 and math.min(math.floor(priority), HIGHEST) or 0,
-      -- BullMQ puts these before others, too: LIFO jobs, and those that a worker had and gave back.
-      front = lifo or (tonumber(job[4]) or 0) > (tonumber(job[5]) or 0),
+      priority = score and math.floor(score / PER_PRIORITY) or 0,
+      front = front,
     }
   end
 
@@ -158,11 +160,11 @@ local function inTurn(wait, active, turns)
   local function look()
     local jobs, bytes = {}, 0
     while #jobs < LOOK and bytes < LOOK_BYTES do
-      local id = unseen(#jobs)
+      local id, score = unseen(#jobs)
       if not id then
         return jobs, nil
       end
-      local job = read(id)
+      local job = read(id, score)
       if job.tenant == '' then
         return jobs, id
       end
