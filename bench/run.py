@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import fairness.measure
 import idle.measure
 import latency.measure
 import memory.measure
@@ -34,6 +35,7 @@ QUESTIONS: dict[str, tuple[str, Measure]] = {
     "startup": ("(e) process start to ready", startup.measure.measure),
     "recovery": ("(f) kill -9 to running again", recovery.measure.measure),
     "idle": ("(g) Redis commands of an idle worker", idle.measure.measure),
+    "fairness": ("(i) the wait behind another tenant's thousand jobs", fairness.measure.measure),
 }
 
 

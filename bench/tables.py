@@ -125,6 +125,19 @@ def idle(results: dict[str, Results]) -> str:
     return grid(["an idle worker, per hour", "Redis commands", "CPU seconds", "seen in the window"], rows)
 
 
+def fairness(results: dict[str, Results]) -> str:
+    head = ["wait of other tenants' single jobs, median · longest, in s"]
+    head += [f"behind 1,000 jobs of {takes}" for takes in results]
+    rows = []
+    for name in entrants(*results.values()):
+        cells = [
+            f"{cell(part.get(name), 'median_s', '.2f')} · {cell(part.get(name), 'max_s', '.2f')}"
+            for part in results.values()
+        ]
+        rows.append([label(name), *cells])
+    return grid(head, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Results]], str]] = {
     "throughput": throughput,
     "backlog": backlog,
@@ -133,6 +146,7 @@ TABLES: dict[str, Callable[[dict[str, Results]], str]] = {
     "startup": startup,
     "recovery": recovery,
     "idle": idle,
+    "fairness": fairness,
     "recorded": throughput,
 }
 
