@@ -117,11 +117,12 @@ class Crew:
                     raise AssertionError(f"{hand.log.name} died by itself with exit code {hand.died}")
 
     def stop(self) -> list[int | None]:
-        """SIGTERM to all; their exit codes."""
-        for hand in self.hands:
+        """SIGTERM to all; the exit codes of those that were there, which one that could not begin is not."""
+        there = [hand for hand in self.hands if hand.died != UNREACHABLE]
+        for hand in there:
             hand.signal(signal.SIGCONT)
             hand.signal(signal.SIGTERM)
-        return [hand.wait(40) for hand in self.hands]
+        return [hand.wait(40) for hand in there]
 
     def kill(self) -> None:
         """End whoever is left."""

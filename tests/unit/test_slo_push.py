@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fakes.sentry import CONTRACT, FakeSentry
+from fakes.sentry_api import CONTRACT, FakeSentry
 from oxherd.cloud.sentry_api import SentryApi
 from oxherd.errors import ServiceRefused, ServiceUnreachable
 from oxherd.ops import sentry

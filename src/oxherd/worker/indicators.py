@@ -7,6 +7,7 @@ workers merge, since they only ever grow. Two sizes of bucket are kept: five min
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ FINE_REACH = 6 * HOUR  # windows up to this are read from the fine buckets
 BUSY_PAUSE, IDLE_PAUSE, LOOK = 60.0, 300.0, 15.0  # seconds between writes, and between looks at our own health
 LATE = IDLE_PAUSE + MINUTE  # seconds after which all minutes in which a worker was healthy have been written
 FRESH = 5.0  # seconds for which what was read is not read again: one look asks for many windows
+LAST_WORD = 2.0  # seconds that the last write may take
 STEPS = 20  # buckets of a histogram per factor of ten: a bucket's ends are 12 % apart
 MOST = 8 * STEPS  # the last one has all above 100,000 s
 UNKNOWN = "_unknown"  # names no handler has share one, as in the metrics
@@ -179,8 +181,9 @@ class Indicators:
         await asyncio.gather(task, return_exceptions=True)
         for detach in self._detach:
             detach()
-        if self._link.is_up:
-            await self._write_or_keep()
+        with contextlib.suppress(TimeoutError):  # a connection may hang without our knowing
+            async with asyncio.timeout(LAST_WORD):
+                await self._write_or_keep()
 
     def _job_ended(self, event: JobEnded) -> None:
         job = event.job if event.job in self._known else UNKNOWN
