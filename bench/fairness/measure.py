@@ -4,6 +4,7 @@ Only for workers that read BullMQ's keys: the payload of each job names its tena
 """
 
 import contextlib
+import random
 import time
 
 from contestants import Contestant
@@ -16,13 +17,14 @@ BACKLOG = 1000
 WORKERS = 3
 CONCURRENCY = 5
 SINGLES = 10
-APART = 0.5  # seconds between the others' jobs
+APART = (0.3, 0.8)  # seconds between the others' jobs, drawn from these: in step with the backlog all would wait alike
 TAKES = (0.2, 1.0)  # seconds that every job takes
 
 
 def measure(contestants: list[Contestant], rounds: int, *, quick: bool) -> Answer:
     del rounds  # the tenants are the rounds
     backlog, singles = (100, 3) if quick else (BACKLOG, SINGLES)
+    dice = random.Random(7)
     answer: Answer = {}
     for takes in TAKES:
         results = Rounds(f"{backlog:,} jobs of {takes:g} s before it")
@@ -38,7 +40,7 @@ def measure(contestants: list[Contestant], rounds: int, *, quick: bool) -> Answe
                 for built in rigs.values():
                     payload = {"tenant": f"other-{number}", "sent": time.monotonic_ns()}
                     enqueue(built.contestant, built.valkey, 1, payload)
-                time.sleep(APART)
+                time.sleep(dice.uniform(*APART))
             longest = backlog * takes / (WORKERS * CONCURRENCY) * 3 + 10
             for name, built in rigs.items():
                 with results.attempt(name, 0):
