@@ -33,6 +33,7 @@ from oxherd.telemetry.events import InternalFault, SpendUnknown, emit
 EVERY = 60.0  # seconds between looks for rows that nobody has settled
 OVERDUE_MS = 15 * 60_000  # a try ends within ten minutes: who has not settled it by then is dead
 GIVE_UP_MS = 86_400_000  # after a day without a record there will be none
+SOON = 0.02  # seconds: by then, most runs have written their next call down
 FAREWELL = 2.0  # seconds that `stop` gives to what has still to be written: the platform's patience is short
 
 
@@ -94,17 +95,29 @@ class Ledger:
         around = tuple(each for each in outer if each.cap is not None)
         return Books(self, run_id, ctx.job.fence, replace(payer, around=around))
 
-    async def write(self, row: SpendRow) -> None:
-        """Write a row. Durable when it returns; rows of all running calls go out together."""
+    async def write(self, row: SpendRow, *, urgent: bool = True) -> None:
+        """Write a row. Durable when it returns; rows of all running calls go out together.
+
+        Parameters:
+            row: the row.
+            urgent: False for what nobody waits for: it goes out with the next row that somebody waits for, or soon.
+        """
         if self._store is None:
             return
+        loop = asyncio.get_running_loop()
         self._rows[row.id] = row
         if self._durable is None:
-            self._durable = asyncio.get_running_loop().create_future()
+            self._durable = loop.create_future()
         durable = self._durable
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_all(self._store), name="ledger-writer")
+        if urgent:
+            self._begin_writing(self._store)
+        else:
+            loop.call_later(SOON, self._begin_writing, self._store)
         await asyncio.shield(durable)
+
+    def _begin_writing(self, store: Store) -> None:
+        if self._rows and (self._writer is None or self._writer.done()):
+            self._writer = asyncio.create_task(self._write_all(store), name="ledger-writer")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do something that no cancelled job takes with it."""
@@ -117,6 +130,10 @@ class Ledger:
         """Count and write what a call cost."""
         if usage.cost_usd is not None:
             await self.purse.settle(row.id, usage.cost_usd)
+        await self.book(row, usage)
+
+    async def book(self, row: SpendRow, usage: Usage) -> None:
+        """Write what a call cost that is counted already."""
         state = "unknown" if usage.cost_usd is None else "settled"
         await self.write(
             replace(
@@ -125,7 +142,8 @@ class Ledger:
                 cost_usd=usage.cost_usd,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
-            )
+            ),
+            urgent=False,
         )
 
     async def look_up(self, row: SpendRow) -> bool:
@@ -302,16 +320,14 @@ class Call:
         ledger, written, self._row = self._ledger, self._row is not None, None
         row = replace(row, generation_id=record.id)
         usage = Usage(calls=1) if record.free else record.usage
-        if usage is not None and usage.cost_usd is not None:
+        if self._books.limited and usage is not None and usage.cost_usd is not None:
             await ledger.purse.settle(row.id, usage.cost_usd)
         if written:
             ledger.spawn(self._book(row, usage))
 
     async def _book(self, row: SpendRow, usage: Usage | None) -> None:
-        if usage is not None and usage.cost_usd is not None:
-            await self._ledger.settle(row, usage)
-        elif usage is not None and not self._ledger.llm.openrouter:
-            await self._ledger.settle(row, usage)  # which tells tokens, and nobody the cost
+        if usage is not None and (usage.cost_usd is not None or not self._ledger.llm.openrouter):
+            await self._ledger.book(row, usage)  # elsewhere than at OpenRouter nobody may tell the cost, only tokens
         else:
             await self._ledger.write(row)
             if not await self._ledger.look_up(row) and (row.generation_id is None or not self._ledger.llm.openrouter):

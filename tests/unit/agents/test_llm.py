@@ -294,6 +294,16 @@ async def test_a_stream_that_is_left_open_behind_its_end_holds_nobody_up(fake, l
     await asyncio.wait_for(fake.hung_up.wait(), 5)
 
 
+async def test_chunks_that_come_soon_after_each_other_share_a_read(fake, llm, monkeypatch):
+    monkeypatch.setattr("oxherd.agents.llm.GATHER", 0.3)
+    words = [chunk({"content": f"{number} "}) for number in range(20)]
+    fake.script(Streams(*(piece for word in words for piece in (word, 0.005)), chunk({}, "stop"), DONE))
+    heard = []
+    assert (await llm.chat(HELLO, heard.append)).text == "".join(f"{number} " for number in range(20))
+    assert "".join(delta.text for delta in heard) == "".join(f"{number} " for number in range(20))
+    assert len(heard) < 10
+
+
 async def test_a_cancelled_call_closes_its_stream_at_once(fake, llm):
     begun, never = asyncio.Event(), asyncio.Event()
     fake.script(Streams(chunk({"content": "par"}), never))
