@@ -113,10 +113,19 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def save(path: Path, question: str, answer: Answer, *, quick: bool, seconds: float) -> None:
+def save(
+    path: Path,
+    question: str,
+    answer: Answer,
+    *,
+    quick: bool,
+    seconds: float,
+    versions: dict[str, list[str]] | None = None,
+) -> None:
     """Replace one question's results in the file and keep the others'."""
-    everything = load(path)
-    everything[question] = {**circumstances(quick=quick), "took_s": round(seconds), "results": answer}
+    everything, known = load(path), circumstances(quick=quick)
+    known["versions"] = versions or known["versions"]
+    everything[question] = {**known, "took_s": round(seconds), "results": answer}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(everything, indent=1) + "\n")
