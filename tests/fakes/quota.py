@@ -16,12 +16,13 @@ from aiohttp import web
 class Provider:
     """Counts in windows that begin with the first request."""
 
-    def __init__(self, quota: int, window: float, *, tells: str) -> None:
+    def __init__(self, quota: int, window: float, *, tells: str, latency: float) -> None:
         self.quota = quota
         self.window = window
         self.tells = tells
+        self.latency = latency
         self.taken: Counter[int] = Counter()
-        self.refused = 0
+        self.refused: Counter[int] = Counter()
         self.began = 0.0
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -33,11 +34,11 @@ class Provider:
         if ok:
             self.taken[int(number)] += 1
         else:
-            self.refused += 1
+            self.refused[int(number)] += 1
         headers = self.headers(self.quota - self.taken[int(number)], self.window - into, ok=ok)
         if not ok:
             return web.json_response({"error": {"code": 429, "message": "slow down"}}, status=429, headers=headers)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(self.latency)
         message = {"role": "assistant", "content": "ok"}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.0001}
         body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
@@ -55,13 +56,14 @@ class Provider:
                 return {}
 
     async def count(self, _: web.Request) -> web.Response:
-        windows = [self.taken[number] for number in range(max(self.taken, default=-1) + 1)]
-        return web.json_response({"windows": windows, "refused": self.refused})
+        windows = range(max((*self.taken, *self.refused), default=-1) + 1)
+        told = {"windows": [self.taken[one] for one in windows], "refused": [self.refused[one] for one in windows]}
+        return web.json_response(told)
 
 
 def main() -> None:
-    quota, window, tells = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-    provider = Provider(quota, window, tells=tells)
+    quota, window, tells, latency = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+    provider = Provider(quota, window, tells=tells, latency=latency)
     app = web.Application()
     app.router.add_post("/v1/chat/completions", provider.complete)
     app.router.add_get("/count", provider.count)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oxherd.clock import wall_ms
+from oxherd.clock import mono, wall_ms
 from oxherd.errors import RetryLater
 from oxherd.queue.connection import Link
 from oxherd.queue.scripts import read_script
@@ -88,6 +88,7 @@ class Limiter:
         except BaseException:
             self.release(taken, answered=False)  # it may have been let through all the same
             raise
+        taken.sent = mono()
         return taken
 
     async def learn(self, taken: Pass, status: int, headers: Mapping[str, str]) -> None:
@@ -100,7 +101,7 @@ class Limiter:
         told = min(told, LONGEST_BLOCK_MS) if verdict == "refused" else 0
         await self._link.insist(
             self._learn, *taken.keys, taken.id, taken.tokens, REMEMBERED_MS, HALVING_MS, self._at_once, MOST_AT_ONCE,
-            verdict, round(told), SLACK_MS, *_flat(requests), *_flat(tokens),
+            verdict, round(told), SLACK_MS, round((mono() - taken.sent) * 1000), *_flat(requests), *_flat(tokens),
         )  # fmt: skip
 
     def release(self, taken: Pass, *, answered: bool) -> None:
@@ -116,7 +117,7 @@ class Limiter:
     async def _wait(self, taken: Pass, model: str) -> None:
         waited, tries = 0.0, 1
         while wait := await self._link.insist(
-            self._acquire, *taken.keys, taken.id, taken.tokens, HOLD_MS, self._at_once
+            self._acquire, *taken.keys, taken.id, taken.tokens, HOLD_MS, self._at_once, REMEMBERED_MS
         ):
             pause = _pause(wait, tries)
             if waited + pause > PATIENCE:
@@ -145,14 +146,20 @@ class Limiter:
         return base, base + b":running", base + b":unanswered"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pass:
-    """Leave to send one request."""
+    """Leave to send one request.
+
+    Attributes:
+        limiter, keys, id, tokens: who gave it, for what.
+        sent: monotonic seconds at which it was given.
+    """
 
     limiter: Limiter
     keys: tuple[bytes, bytes, bytes]
     id: str
     tokens: int
+    sent: float = 0.0
 
 
 def quotas(headers: Mapping[str, str]) -> tuple[Quota | None, Quota | None]:

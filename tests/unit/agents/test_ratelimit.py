@@ -7,7 +7,7 @@ import pytest
 
 from oxherd.agents import ratelimit
 from oxherd.agents.ratelimit import Limiter, Quota, quotas, retry_after
-from oxherd.clock import wall_ms
+from oxherd.clock import mono, wall_ms
 from oxherd.errors import RetryLater
 from oxherd.queue.connection import Link
 from oxherd.settings import parse_redis_url
@@ -162,6 +162,35 @@ async def test_of_a_service_that_tells_only_when_it_refuses_the_window_is_measur
         for _ in range(2):
             await answered(one, await one.acquire("m", 10), 200)
     assert await through(one) is None, "the third in a window of two waits for the next one"
+
+
+async def test_requests_to_a_service_that_tells_nothing_are_sent_evenly_once_it_has_answered(limiters, links):
+    one, two = limiters
+    first = await through(one)
+    first.sent -= 1.2  # the answer took so long
+    await answered(one, first)
+    latency = float(await links[0].call(b"HGET", first.keys[0], b"latency"))
+    assert 1200 <= latency < 2000
+    assert await through(one)
+    assert await through(two) is None, "four at once, so one in a quarter of that time"
+    began = mono()
+    async with asyncio.timeout(5):
+        await two.acquire("m", 10)
+    assert mono() - began > 0.2
+
+
+async def test_a_window_is_taken_to_be_as_long_as_since_the_first_request_until_one_is_measured(limiters):
+    one = limiters[0]
+    for _ in range(2):
+        await answered(one, await through(one), 200)
+    refusal = {"X-RateLimit-Limit": "2", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(wall_ms() + 300)}
+    async with asyncio.timeout(5):
+        await answered(one, await one.acquire("m", 10), 429, refusal)
+        for _ in range(2):
+            await answered(one, await one.acquire("m", 10), 200)
+    assert await through(one) is None, "the next two wait for the window after"
+    async with asyncio.timeout(5):
+        assert await one.acquire("m", 10)
 
 
 async def test_tokens_are_counted_before_they_are_used(limiters):

@@ -1,14 +1,16 @@
 --[[
   Ask for leave to send one request to a model.
   Guarantees: over all workers no more requests run than the learned limit, and no more are sent in a window than the
-  provider says it takes, those whose answer is not known yet included. A worker that dies gives its places back after
+  provider says it takes, those whose answer is not known yet included. Where it has not said, they are sent evenly: a
+  refusal then meets one or two, not all that were let through together. A worker that dies gives its places back after
   ARGV[3].
     KEYS[1] state   KEYS[2] running   KEYS[3] unanswered
     ARGV[1] id   ARGV[2] tokens it may use   ARGV[3] ms to hold its places   ARGV[4] requests at once to begin with
+    ARGV[5] ms for which all that is known is remembered
   Returns 0, or how many ms to wait before asking again.
 ]]
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now, exact = time[1] * 1000 + math.floor(time[2] / 1000), time[1] * 1000 + time[2] / 1000
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 
@@ -23,7 +25,8 @@ for i = 1, #flat, 2 do state[flat[i]] = tonumber(flat[i + 1]) end
 if (state.blocked or 0) > now then
   return math.ceil(state.blocked - now)
 end
-if redis.call('ZCARD', KEYS[2]) >= math.floor(state.atonce or tonumber(ARGV[4])) then
+local atonce = math.floor(state.atonce or tonumber(ARGV[4]))
+if redis.call('ZCARD', KEYS[2]) >= atonce then
   return 50
 end
 
@@ -68,6 +71,16 @@ if requests or tokens then
     end
   end
 end
+
+local guessing = not (requests or tokens) or (state.silent == 1 and state.guessed == 1)
+if guessing and state.latency then
+  if (state.next or 0) > exact then
+    return math.max(20, math.ceil(state.next - exact))  -- not sooner: many may be waiting
+  end
+  redis.call('HSET', KEYS[1], 'next', string.format('%.3f', exact + state.latency / atonce))
+end
+redis.call('HSETNX', KEYS[1], 'first', string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
 
 local gone = now + ARGV[3]
 redis.call('ZADD', KEYS[2], gone, ARGV[1])
