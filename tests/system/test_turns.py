@@ -200,17 +200,15 @@ async def test_no_tenant_runs_more_than_its_limit_on_all_workers_together(stage:
 
 
 async def test_the_limit_holds_while_workers_are_killed(stage: Stage, start: Start, witness: Redis):
-    settings = {"app": "tenants:herd", "JOB_TENANT_CONCURRENCY": "3", "JOB_CRASH_LIMIT": "50", "lock_ms": 700}
-    workers = [await start(**settings) for _ in range(3)]
+    settings = {"app": "tenants:herd", "JOB_TENANT_CONCURRENCY": "3", "JOB_CRASH_LIMIT": "50", "JOB_CONCURRENCY": "10"}
+    workers = await asyncio.gather(*(start(**settings, lock_ms=700) for _ in range(3)))
     jobs = [*await add(stage, "a", 60), *await add(stage, "b", 60)]
     log = f"log:{stage.keys.queue}"
-    for enough in (20, 50, 80):
+    for victim, enough in zip(workers[:2], (20, 60), strict=True):
         await stage.stream.news.until(lambda: sum(bool(stage.stream.finishes(job)) for job in jobs) >= enough, 20)  # noqa: B023
-        victim = workers.pop(0)
         victim.kill()
         await victim.exited()
         witness.rpush(log, f"killed {victim.pid}")
-        workers.append(await start(**settings))
     await stage.settle_ledger(*jobs)
     running: dict[str, tuple[str, str]] = {}
     most: Counter[str] = Counter()
