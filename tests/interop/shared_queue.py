@@ -12,6 +12,7 @@ from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.settings import RedisTarget
+from oxherd.store import Store
 from oxherd.worker.handlers import make_handler
 from oxherd.worker.worker import Limits, Worker
 
@@ -76,15 +77,22 @@ class Queue:
 
     # -- our side
 
-    async def work(self, *, limits: Limits | None = None, **handlers: Callable[..., Any]) -> Worker:
+    async def work(
+        self, *, limits: Limits | None = None, store: Store | None = None, **handlers: Callable[..., Any]
+    ) -> Worker:
         """A worker of ours with these handlers, by job name."""
         made = {name: make_handler(name, function) for name, function in handlers.items()}
         worker = Worker(
-            self.target, self.keys, made, store=None, runner=_no_agents, limits=limits or Limits(concurrency=5)
+            self.target, self.keys, made, store=store, runner=_no_agents, limits=limits or Limits(concurrency=5)
         )
         await worker.start()
         self._workers.append(worker)
         return worker
+
+    async def rest(self) -> None:
+        """Stop our workers. Twice is fine."""
+        while self._workers:
+            await self._workers.pop().stop(grace=0)
 
     # -- the keys
 
@@ -104,8 +112,7 @@ class Queue:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for worker in self._workers:
-            await worker.stop(grace=0)
+        await self.rest()
         await self.node("close", self.name)
         await self.link.stop()
 
