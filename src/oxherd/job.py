@@ -37,6 +37,8 @@ class Job:
         processed_on: when this attempt started, wall ms.
         attempts_made: attempts that ended in an error or in success before this one.
         attempts_started: times it was ever fetched, this one included. It only grows, so it is also the fencing number.
+        parked: times it was parked to wait for somebody's answer.
+        ready_at: when it became ready again after that, wall ms; 0 where it was not parked.
         stalled: times a worker died or lost its lease while running it.
         priority: 0 for none, 1 is the highest.
         deferred_failure: set when the job must be failed without running it.
@@ -55,6 +57,8 @@ class Job:
     processed_on: int = 0
     attempts_made: int = 0
     attempts_started: int = 1
+    parked: int = 0
+    ready_at: int = 0
     stalled: int = 0
     priority: int = 0
     delay: int = 0
@@ -77,9 +81,10 @@ class Job:
 
     @property
     def waited_ms(self) -> int:
-        """From being added to this fetch, the delay its producer asked for not counted, in ms."""
+        """From being added to this fetch, in ms; its producer's delay, and waiting for people, are not counted."""
         asked = self.opts.get("delay")
-        return max(self.processed_on - self.timestamp - (asked if isinstance(asked, int) else 0), 0)
+        ready_at = self.ready_at or self.timestamp + (asked if isinstance(asked, int) else 0)
+        return max(self.processed_on - ready_at, 0)
 
     @property
     def fence(self) -> int:

@@ -15,7 +15,7 @@ from oxherd.job import Wait
 from oxherd.queue import answers as module
 from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
-from oxherd.queue.consumer import Consumer
+from oxherd.queue.consumer import READY_AT, Consumer
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 from oxherd.settings import parse_redis_url
@@ -26,6 +26,7 @@ from oxherd.vault.keyring import KeyRing
 from oxherd.vault.links import Links
 from oxherd.worker.approvals import Approvals
 
+NO_WATCHER = 3600.0  # seconds between its looks, where a test is not to be saved by it
 NOTHING_SAID = {"approved": False, "value": None, "by": "", "expired": True}
 NOWHERE = Links(KeyRing(None), None)
 
@@ -68,6 +69,11 @@ async def office(stage: Stage, runs_url: str) -> AsyncIterator[Office]:
     await store.stop()
 
 
+async def die(*_: Any, **__: Any) -> None:
+    """A process that ends here does no more, not even tidying up."""
+    raise asyncio.CancelledError
+
+
 async def may_i(ctx: Context, payload: dict[str, Any]) -> dict[str, Any]:
     """Asks, and returns what it was told."""
     answer = await ctx.wait_for("refund", timeout=payload.get("timeout", "1h"), about={"order": "A-1"})
@@ -106,6 +112,8 @@ async def test_a_job_that_waits_for_a_person_holds_neither_slot_nor_lease_and_go
     assert [(step["key"], step["kind"]) for step in steps] == [("look", "step"), ("refund", "wait")]
     (asked,) = office.stage.happened.all(ApprovalRequested)
     (answered,) = office.stage.happened.all(ApprovalAnswered)
+    ready_at = int(await office.stage.link.call(b"HGET", office.stage.keys.job(job), READY_AT))
+    assert row.asked_at - 5_000 < ready_at < row.expires_at - 60_000, "its wait in the queue counts from the answer"
     assert (asked.approval, answered.approval, answered.approved, answered.by) == (row.id, row.id, True, "ana")
     assert await office.stage.link.call(b"EXISTS", office.stage.keys.answers) == 0
 
@@ -127,7 +135,7 @@ async def test_an_answer_while_the_question_is_still_being_asked_is_not_lost(off
     async def handler(ctx: Context, payload: dict[str, Any]) -> str:
         return (await ctx.wait_for("refund", timeout="1h", notify=answer_at_once)).by
 
-    await office.work(handler)
+    await office.work(handler, stalled_interval=NO_WATCHER)
     assert await office.result(await office.stage.add("ask")) == "quick"
 
 
@@ -148,7 +156,7 @@ async def test_an_answer_while_the_job_is_being_parked_is_not_lost(office: Offic
         return following
 
     monkeypatch.setattr(Consumer, "settle", settle_meanwhile)
-    await office.work(may_i)
+    await office.work(may_i, stalled_interval=NO_WATCHER)
     assert (await office.result(await office.stage.add("ask")))["by"] == "quick"
 
 
@@ -157,8 +165,9 @@ async def test_an_answer_whose_giver_died_before_the_job_was_woken_is_noticed_by
     await office.work(may_i)
     job = await office.stage.add("ask")
     row = await office.parked(job)
-    await office.answers.announce(row.id, job)
-    await office.store.answer_wait(row.id, approved=True, value=None, message="", by="the late ana")
+    monkeypatch.setattr(office.answers, "wake", die)
+    with pytest.raises(asyncio.CancelledError):
+        await office.people.answer(row.id, approved=True, by="the late ana")
     assert (await office.result(job))["by"] == "the late ana"
 
 
@@ -167,7 +176,10 @@ async def test_an_answer_whose_giver_died_before_it_was_stored_leaves_the_questi
     await office.work(may_i)
     job = await office.stage.add("ask")
     row = await office.parked(job)
-    await office.answers.announce(row.id, job)
+    with monkeypatch.context() as patched:
+        patched.setattr(office.store, "answer_wait", die)
+        with pytest.raises(asyncio.CancelledError):
+            await office.people.answer(row.id, approved=True, by="the late ana")
     assert (await office.parked(job, times=2)).id == row.id
     await office.people.answer(row.id, approved=True, by="ana")
     assert (await office.result(job))["by"] == "ana"

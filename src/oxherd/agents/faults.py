@@ -125,7 +125,8 @@ def lengthened(
     """
     if isinstance(error, OutOfCredit):
         return error  # the closed gate keeps it waiting
-    returns = job.attempts_started - job.attempts_made - 1  # also after a deploy; a little more patience then
+    # Also after a deploy: a little more patience then.
+    returns = job.attempts_started - job.attempts_made - job.parked - 1
     if returns >= PATIENT_DELAYS and job.waited_ms > PATIENT_FOR * 1000:
         return last(f"{error} (after {returns} delays)", hint=hint)
     grown = min(LATER * 2.0 ** min(returns, 20), LONGEST_LATER) * random.uniform(1.0, 1.25)

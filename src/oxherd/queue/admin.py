@@ -12,7 +12,7 @@ from oxherd.clock import wall_ms
 from oxherd.errors import JobNotFound, JobStateError
 from oxherd.job import Job, State
 from oxherd.queue.connection import Link
-from oxherd.queue.consumer import parse
+from oxherd.queue.consumer import READY_AT, parse
 from oxherd.queue.keys import Keys
 from oxherd.queue.pages import Pages, summary
 from oxherd.queue.scripts import script
@@ -76,7 +76,7 @@ class Admin:
             raise JobStateError(f"job {job_id} is {state}; only failed or completed jobs can be retried")
         k, failed = self._keys, state == State.FAILED
         fields = await self._link.call(b"HGETALL", k.job(job_id))
-        await self._link.call(b"HDEL", k.job(job_id), b"stc")  # crashes are counted anew, too
+        await self._link.call(b"HDEL", k.job(job_id), b"stc", READY_AT)  # crashes are counted anew, too
         await self._link.call(b"ZREM", k.cancels, job_id)  # a request that came too late must not meet this run
         job = parse(job_id, fields, "")
         code = await self._link.run(

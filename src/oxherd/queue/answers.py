@@ -14,6 +14,7 @@ from oxherd.clock import wall_ms
 from oxherd.errors import JobStateError
 from oxherd.queue.admin import Admin
 from oxherd.queue.connection import Link
+from oxherd.queue.consumer import READY_AT
 from oxherd.queue.keys import Keys
 from oxherd.queue.scripts import script
 
@@ -43,7 +44,10 @@ class Answers:
         A job that is delayed for another reason, such as a failed attempt, is run early.
         """
         k, note = self._keys, _note(wait_id, job_id)
-        if await self._link.run(script("wakeWaiting"), k.answers, k.delayed, k.active, note, job_id) == 1:
+        parked = await self._link.run(
+            script("wakeWaiting"), k.answers, k.delayed, k.active, k.job(job_id), note, job_id, READY_AT, wall_ms()
+        )
+        if parked == 1:
             with contextlib.suppress(JobStateError):  # its time came meanwhile
                 await self._admin.promote(job_id)
             await self._link.call(b"ZREM", k.answers, note)

@@ -37,6 +37,7 @@ PRELOAD = (
 )
 DEFAULT_STACKS = 10  # stack traces kept on a job whose producer set no stackTraceLimit
 METRICS_KEPT = 20_160  # minutes of finished-job counts that BullMQ's `getMetrics` and Bull Board can show: two weeks
+PARKED, READY_AT = b"oxherdParked", b"oxherdReadyAt"  # our fields of a job's hash, of which BullMQ takes no notice
 STALLED_TOO_OFTEN = "job stalled more than allowable limit"  # what the scripts write into `defa`
 
 
@@ -230,7 +231,9 @@ class Consumer:
                 return self._retry_now(job, reason, stack)
             case Retry(delay_ms, reason, stack):
                 return self._delay(job, delay_ms, _failure(job, reason, stack), fetch=fetch, skip_attempt=False)
-            case Delay(delay_ms) | Wait(delay_ms):
+            case Wait(delay_ms):
+                return self._delay(job, delay_ms, _parking(job, delay_ms), fetch=fetch, skip_attempt=True)
+            case Delay(delay_ms):
                 return self._delay(job, max(delay_ms, 1), b"", fetch=fetch, skip_attempt=True)
             case HandBack():
                 return self._hand_back(job)
@@ -418,6 +421,8 @@ def parse(job_id: str, fields: list[bytes], token: str) -> Job:
         processed_on=_int(get(b"processedOn")),
         attempts_made=_int(get(b"atm") or get(b"attemptsMade")),
         attempts_started=_int(get(b"ats")) or 1,
+        parked=_int(get(PARKED)),
+        ready_at=_int(get(READY_AT)),
         stalled=_int(get(b"stc")),
         priority=_int(get(b"priority")),
         delay=_int(get(b"delay")),
@@ -486,6 +491,13 @@ def _keep(option: Any) -> dict[str, Any]:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _parking(job: Job, delay_ms: int) -> bytes:
+    # Should nobody answer, it is ready when its time comes; an answer makes it ready earlier.
+    fields = [PARKED.decode(), str(job.parked + 1), READY_AT.decode(), str(wall_ms() + delay_ms)]  # Lua reads no bytes
+    packed: bytes = msgpack.packb(fields)
+    return packed
 
 
 def _failure(job: Job, reason: str, stack: str) -> bytes:

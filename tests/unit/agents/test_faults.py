@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from email.utils import formatdate
 from time import time
 
@@ -133,6 +134,11 @@ def test_delays_are_not_for_ever():
     gone = lengthened(RetryLater(30.0, "busy"), job(12, hours=7))
     assert isinstance(gone, ModelUnreachable)
     assert "busy" in gone.message
+
+
+def test_waiting_for_people_is_not_the_service_s_delay():
+    asked = replace(job(12, hours=7), parked=12)
+    assert lengthened(RetryLater(30.0, "busy"), asked).seconds <= 37.5
 
 
 def test_a_lack_of_credit_is_waited_out_behind_the_gate():

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxherd.queue.consumer import _keep, parse
+from oxherd.queue.consumer import PARKED, READY_AT, _keep, parse
 
 FIELDS = [b"name", b"data", b"opts", b"timestamp", b"ats", b"atm", b"stc", b"stacktrace", b"priority", b"delay"]
 
@@ -17,6 +17,13 @@ def test_a_job_is_read_with_bullmqs_short_names():
     )  # fmt: skip
     assert (job.name, job.attempts, job.attempt, job.fence, job.stalled) == ("mail", 3, 2, 3, 1)
     assert (job.scheduler, job.telemetry, job.waited_ms) == ("daily", "trace", 500)
+
+
+def test_waiting_for_a_person_is_no_waiting_in_the_queue():
+    asked = [b"timestamp", b"1000", b"processedOn", b"90500", b"ats", b"3"]
+    job = parse("7", [*asked, PARKED, b"2", READY_AT, b"90000"], "token")
+    assert (job.parked, job.ready_at, job.waited_ms) == (2, 90_000, 500)
+    assert parse("7", asked, "token").waited_ms == 89_500
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), st.binary(max_size=40)))
