@@ -421,6 +421,7 @@ def build_desk(settings: Settings, herd: Herd, store: Store | None) -> Desk:
     link = Link(settings.redis_url, "api", patience=PATIENCE)
     return Desk(
         link,
+        lambda: Link(settings.redis_url, "reader"),
         keys_of(settings),
         store=store,
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),

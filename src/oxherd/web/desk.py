@@ -19,6 +19,7 @@ from oxherd.telemetry.events import ApiActed, AuditLost, emit
 from oxherd.web.approvals import Questions
 from oxherd.web.auth import Gatekeeper
 from oxherd.web.feed import Feed
+from oxherd.web.following import Following
 from oxherd.web.problems import Problem
 
 AUDIT_PATIENCE = 5.0  # seconds
@@ -29,6 +30,7 @@ class Desk:
 
     Parameters:
         link: to Redis; not the one that jobs are taken by, which long answers would hold up.
+        reader: makes another one, for somebody who follows a run.
         keys: of the queue.
         store: where runs are, or None.
         gatekeeper: who may.
@@ -39,6 +41,7 @@ class Desk:
     def __init__(
         self,
         link: Link,
+        reader: Callable[[], Link],
         keys: Keys,
         *,
         store: Store | None,
@@ -58,7 +61,9 @@ class Desk:
         self.letters = DeadLetters(self.admin)
         self.timetable = Timetable(link, keys)
         self.registry = Registry(link, keys)
-        self.feed = Feed(self.admin)
+        self._stopped = asyncio.Event()
+        self.feed = Feed(self.admin, self._stopped)
+        self.following = Following(self.admin, keys, reader, self._stopped)
 
     @property
     def stored(self) -> Store:
@@ -67,9 +72,16 @@ class Desk:
             raise Problem(501, "no store is configured, so no runs are kept", hint="set DATABASE_URL")
         return self.store
 
+    @property
+    def asked(self) -> Questions:
+        """The questions that jobs ask people. Raises Problem: 501 where there is no store to keep them."""
+        if self.approvals is None:
+            raise Problem(501, "no store is configured, so nobody can be asked anything", hint="set DATABASE_URL")
+        return self.approvals
+
     async def stop(self) -> None:
         """End what goes on for as long as somebody listens."""
-        self.feed.stop()
+        self._stopped.set()
 
     async def record(self, line: AuditLine) -> None:
         """Log what somebody did, and keep it in the audit log; a store that is away is no reason not to act."""

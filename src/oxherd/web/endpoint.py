@@ -24,7 +24,9 @@ from oxherd.web.problems import Problem
 
 LARGEST_BODY = 4 * 1024 * 1024  # bytes
 PATIENCE = 15.0  # seconds for a body to arrive, and for an answer
-PARTS_NOT_AUDITED = frozenset({"data", "token", "jobs", "job"})  # payloads and secrets stay out of the audit log
+PARTS_NOT_AUDITED = frozenset(
+    {"data", "token", "jobs", "job", "value"}
+)  # payloads and secrets stay out of the audit log
 
 P = TypeVar("P")
 B = TypeVar("B")

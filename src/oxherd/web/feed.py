@@ -25,17 +25,18 @@ Position = tuple[int, int]
 
 
 class Feed:
-    """Tells watchers about one queue."""
+    """Tells watchers about one queue.
 
-    def __init__(self, admin: Admin) -> None:
+    Parameters:
+        admin: of the queue.
+        stopped: ends every watcher's stream.
+    """
+
+    def __init__(self, admin: Admin, stopped: asyncio.Event) -> None:
         self._admin = admin
-        self._stopped = asyncio.Event()
+        self._stopped = stopped
         self._look: asyncio.Task[dict[str, Any]] | None = None
         self._looked_at = 0.0
-
-    def stop(self) -> None:
-        """End every watcher's stream."""
-        self._stopped.set()
 
     async def watch(self, last_event_id: str | None = None) -> AsyncIterator[bytes]:
         """Server-sent events: `queue` whenever something changed, `away` once when Redis does not answer.

@@ -352,6 +352,64 @@ class Replayed(Given):
     dropped: list[str] = Field(description="Keys of the steps that are run anew.")
 
 
+class Following(Taken):
+    """Which run."""
+
+    id: Annotated[Id, Field(description="A job's id, or a run's.")]
+
+
+# -- approvals
+
+
+class ApprovalQuery(Taken):
+    """Which questions."""
+
+    state: Literal["open", "answered", "expired", "withdrawn"] = "open"
+    limit: Limit = 50
+
+
+class ApprovalId(Taken):
+    """Which question."""
+
+    id: Id
+
+
+class Approval(Given):
+    """A question that a job asks people, and its answer."""
+
+    id: str
+    key: str = Field(description="Its name in the run.")
+    run_id: str
+    job_id: str
+    job: str = Field(description="The job's name.")
+    tenant: str | None
+    about: Any = Field(description="What the person is shown.")
+    state: str
+    asked_at: int
+    expires_at: int
+    left_ms: int = Field(description="Until it expires.")
+    approved: bool | None
+    value: Any
+    message: str
+    by: str
+    answered_at: int | None
+
+
+class Approvals(Given):
+    """Questions: open ones by when they expire, others the newest first."""
+
+    approvals: list[Approval]
+
+
+class ApprovalAnswer(Taken):
+    """An answer."""
+
+    approved: bool
+    message: Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")] = ""
+    value: Any = Field(default=None, description="More than yes or no, for the job.")
+    by: Text | None = Field(default=None, description="Who answers; how they are logged in when left out.")
+
+
 # -- queues and workers
 
 
