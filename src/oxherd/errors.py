@@ -46,7 +46,8 @@ OxherdError                     hint: what to do next; exit_code: what the comma
     │       └── BudgetExceeded  the run reached its cap on steps or money, or a day's cap was reached
     │           └── DailyCapReached  the day's cap of everything together; workers close their intake gate
     ├── RetryLater              try again after `seconds`; no attempt is spent
-    │   └── OutOfCredit         the model service wants to be paid first; workers close their intake gate
+    │   ├── OutOfCredit         the model service wants to be paid first; workers close their intake gate
+    │   └── LimitsReached       the model service's limits leave no room for a while; nothing was asked
     ├── WaitForChildren         park the job until its children have finished
     ├── Waiting                 park the job until somebody has answered
     ├── JobTimeout              the total or idle time limit passed
@@ -320,6 +321,10 @@ class RetryLater(JobError):
     def __init__(self, seconds: float, reason: str = "asked to be retried later") -> None:
         super().__init__(reason)
         self.seconds = float(seconds)
+
+
+class LimitsReached(RetryLater):
+    """The model service's limits leave no room for a while: nothing was asked, and `seconds` is when there will be."""
 
 
 class OutOfCredit(RetryLater):

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from oxherd.clock import wall_ms
-from oxherd.errors import ModelUnreachable, OutOfCredit, OxherdError, RetryLater, Unreachable
+from oxherd.errors import LimitsReached, ModelUnreachable, OutOfCredit, OxherdError, RetryLater, Unreachable
 from oxherd.job import Job
 
 CHECK_URL = "check OPENROUTER_BASE_URL: it ends before /chat/completions"
@@ -123,8 +123,8 @@ def lengthened(
     Returns:
         A RetryLater, or, past the bound, the `last` error, which costs the job an attempt.
     """
-    if isinstance(error, OutOfCredit):
-        return error  # the closed gate keeps it waiting
+    if isinstance(error, OutOfCredit | LimitsReached):
+        return error  # the closed gate keeps it waiting; or it knows when there is room
     # Also after a deploy: a little more patience then.
     returns = job.attempts_started - job.attempts_made - job.parked - 1
     if returns >= PATIENT_DELAYS and job.waited_ms > PATIENT_FOR * 1000:

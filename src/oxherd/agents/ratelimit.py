@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oxherd.clock import mono, wall_ms
-from oxherd.errors import RetryLater
+from oxherd.errors import LimitsReached
 from oxherd.queue.connection import Link
 from oxherd.queue.scripts import read_script
 from oxherd.telemetry.events import LimiterWaited, emit
@@ -78,7 +78,7 @@ class Limiter:
             tokens: how many the request may use, input and output, for services that limit those.
 
         Raises:
-            RetryLater: that would take longer than a slot should be held for.
+            LimitsReached: that would take longer than a slot should be held for.
         """
         taken = Pass(self, self._keys(model), uuid.uuid4().hex, tokens)
         self._held[taken.id] = taken
@@ -122,7 +122,7 @@ class Limiter:
             pause = _pause(wait, tries)
             if waited + pause > PATIENCE:
                 emit(LimiterWaited(model, waited, passed=False))
-                raise RetryLater(pause, f"the limits of {model} leave no room for some time")
+                raise LimitsReached(pause, f"the limits of {model} leave no room for some time")
             await asyncio.sleep(pause)
             waited, tries = waited + pause, tries + 1
         if waited:

@@ -7,7 +7,7 @@ from time import time
 import pytest
 
 from oxherd.agents.faults import LONGEST_LATER, Verdict, fault_of, later, lengthened
-from oxherd.errors import ModelUnreachable, OutOfCredit, RetryLater
+from oxherd.errors import LimitsReached, ModelUnreachable, OutOfCredit, RetryLater
 from oxherd.job import Job
 
 NOW = time()
@@ -126,6 +126,10 @@ def test_a_longer_wait_that_the_service_asked_for_is_kept_but_no_more_than_a_day
     assert lengthened(RetryLater(5000.0), job(0)).seconds == 5000
     assert later(1e12) <= 86_400 * 1.25
     assert 30 <= later(None) <= 37.5
+
+
+def test_a_job_that_waits_for_its_turn_comes_back_when_there_is_room_however_often():
+    assert lengthened(LimitsReached(20.0, "full"), job(12, hours=50)).seconds == 20
 
 
 def test_delays_are_not_for_ever():
