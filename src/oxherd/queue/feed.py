@@ -183,6 +183,7 @@ class Transcript:
     _pieces: dict[str, list[str]] = field(default_factory=dict)
     _whole: dict[str, list[str]] = field(default_factory=dict)
     _latest: str = ""
+    _is_live: bool = False  # whether `_latest` has said something in this attempt, not an earlier one
 
     def of(self, step: str) -> str:
         """The text of a step so far."""
@@ -201,14 +202,16 @@ class Transcript:
             appended to it.
         """
         match entry.data:
+            case {"type": "attempt", "state": "started"}:
+                self._is_live = False
             case {"type": "text", "step": step, "n": n, "text": text}:
                 return self._append(step, n, text)
             case {"type": "whole", "step": step, "n": n, "text": text}:
                 self._take_whole(step, n, text)
             case {"type": "reset", "step": step} | {"type": "step", "state": "started", "step": step}:
                 return "", bool(self._clear(step))
-            case {"type": "step", "state": "finished" | "replayed", "step": step} if step in self._whole:
-                return self._replace(step, self._whole.pop(step))
+            case {"type": "step", "state": "finished" | "replayed" as state, "step": step} if step in self._whole:
+                return self._replace(step, self._whole.pop(step), live=state == "finished")
         return "", False
 
     def _take_whole(self, step: str, n: int, text: str) -> None:
@@ -219,7 +222,7 @@ class Transcript:
             whole[n:] = [text]
 
     def _append(self, step: str, n: int, text: str) -> tuple[str, bool]:
-        self._latest = step
+        self._latest, self._is_live = step, True
         pieces = self._pieces.setdefault(step, [])
         if n < len(pieces) and pieces[n] == text:
             return "", False  # it came again
@@ -227,8 +230,9 @@ class Transcript:
         pieces[n:] = [text]
         return ("".join(pieces), True) if again else (text, False)
 
-    def _replace(self, step: str, whole: list[str]) -> tuple[str, bool]:
-        self._latest = step
+    def _replace(self, step: str, whole: list[str], *, live: bool) -> tuple[str, bool]:
+        if live or not self._is_live:  # to a reader that comes late, earlier steps may be told after what goes on
+            self._latest, self._is_live = step, live
         shown, full = self.of(step), "".join(whole)
         self._pieces[step] = whole
         return (full[len(shown) :], False) if full.startswith(shown) else (full, True)

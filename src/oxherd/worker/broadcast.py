@@ -268,7 +268,7 @@ class Broadcast:
         if result is None:
             return
         if "text" not in result:
-            content = result["content"]
+            content = self._hidden(result["content"])  # before it is cut: half a secret would not be found
             cut = {"size": len(content)} if len(content) > PIECE else {}
             self.tell("result", step=key, ok=result["ok"], content=content[:PIECE], **cut)
             return
@@ -408,6 +408,8 @@ class Broadcast:
         return min(ENTRIES, KEPT * self._entries // self._bytes)
 
     def _answered(self, batch: _Batch, sending: asyncio.Future[Any]) -> None:
+        if batch not in self._sent:
+            return  # forgotten meanwhile
         error = None if sending.cancelled() else sending.exception()
         if isinstance(error, RedisUnreachable) or (isinstance(error, RedisRefused) and error.code == "NOSCRIPT"):
             if not isinstance(error, RedisUnreachable):
@@ -448,6 +450,7 @@ class Broadcast:
             if timer is not None:
                 timer.cancel()
         self._timer = self._resend = None
+        self._missing = 0
         self._pending.clear()
         self._sent.clear()
 

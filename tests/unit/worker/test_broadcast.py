@@ -376,6 +376,29 @@ async def test_who_comes_in_the_middle_is_told_what_was_before(redis, begun):
     assert not redis.of("whole")[1:]  # the reply that goes on was told as it came
 
 
+async def test_earlier_steps_that_are_told_after_what_goes_on_are_not_taken_for_the_reply(redis, begun):
+    feed = begun(late=True)
+    feed.step_began("support/model-2", "model", late=True)
+    say(feed, "The reply", key="support/model-2")
+    feed.step_ended(model_step("The reply", "support/model-2"))
+    row = {"kind": "model", "ms": 3.0, "model_calls": None, "cost_usd": None}
+    feed.earlier([{**row, "key": KEY, "output": {"message": {"content": "First."}}}])
+    end(feed)
+    seen = transcript(redis.entries)
+    assert (seen.of(KEY), seen.text) == ("First.", "The reply")
+
+
+async def test_an_answer_that_comes_after_the_lease_is_lost_changes_nothing(redis, begun):
+    redis.slow = True
+    feed = begun()
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    feed.end(Drop(), "lease_lost")
+    redis.answer()
+    await asyncio.sleep(0)
+    assert faults == []
+
+
 async def test_a_step_that_ends_while_earlier_ones_are_looked_up_is_told_once(redis, begun):
     feed = begun(late=True)
     feed.step_began(KEY, "model", late=True)
@@ -468,6 +491,15 @@ async def test_a_secret_is_hidden_wherever_it_is_told(redis, begun):
     assert value not in everything
     assert "41111111" not in everything
     assert redis.of("data")[0]["data"] == {"***": ["***", "***", 4.5, True, None]}
+
+
+async def test_a_result_is_cleared_of_secrets_before_it_is_cut(redis, begun):
+    value = secrets.token_hex(12)
+    feed = begun(Redactor([Secret(value)]))
+    content = "x" * (broadcast.PIECE - 12) + value
+    feed.step_ended(Step("t", "", encode({"ok": True, "content": content}), "tool", None, 2, 0, 1.0))
+    end(feed)
+    assert redis.of("result")[0]["content"] == "x" * (broadcast.PIECE - 12) + "***"
 
 
 async def test_the_end_of_a_text_that_may_begin_a_secret_is_held_back_until_it_is_clear(redis, begun):
