@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from api_client import Api, events_of
+from process import WorkerProcess
 from redis import Redis
 from stage import eventually
 
@@ -727,3 +728,18 @@ async def test_the_document_and_its_page_need_no_login_and_name_every_endpoint(p
     assert "style=" not in page.text
     assert "http" not in page.text.replace("</", "")
     assert style.headers["content-type"].startswith("text/css")
+
+
+async def test_the_api_alone_serves_until_it_is_told_to_stop(redis_url: str, queue_name: str):
+    token = secrets.token_hex(16)
+    web = WorkerProcess(redis_url, queue_name, witness_url=redis_url, command="web", HOST="0.0.0.0", API_TOKEN=token)
+    try:
+        await web.launch()
+        assert (await web.said("web.started"))["queue"] == queue_name
+        async with Api(web.port, token) as api:
+            assert (await api("GET", "/session"))["actor"] == "token"
+        web.terminate()
+        assert await web.exited() == 0
+        assert token not in "".join(map(str, web.lines))
+    finally:
+        await web.close()
