@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CONNECT = 30.0  # seconds until a server has begun to answer; a first `npx` downloads its package
 FRESH = 300.0  # seconds for which a list of tools is not asked for again, unless the server says that it changed
+AWAY = 30.0  # seconds until a server that did not list its tools is asked again, where they are known from before
 PAGES = 50  # of one list
 RESULT_CHARS = 40_000  # of one result, which the model is sent again with each later call
 ERROR_BYTES = 1000  # of what a server last wrote to its stderr
@@ -169,7 +171,8 @@ class MCP:
         from mcp.client.streamable_http import streamable_http_client
 
         async def note(response: Response) -> None:
-            wire.status = response.status_code
+            if response.request.method == "POST":  # a server need not answer the GET for notifications
+                wire.status = response.status_code
 
         limits = Timeout(CONNECT, read=None)  # calls have limits of their own, and a subscription is silent for long
         async with (
@@ -284,6 +287,7 @@ class _Server:
                 except Unavailable as error:
                     if not self._tools:
                         raise self._refusal(error) from error
+                    self._listed_at = mono() - FRESH + AWAY  # runs need not wait for it before each call of a model
         return self._tools
 
     async def call(self, name: str, /, **values: Any) -> str:
@@ -304,13 +308,11 @@ class _Server:
 
     async def _list(self) -> dict[str, Tool]:
         connection = await self._connected()
-        from mcp import MCPError  # which the connection has found installed
-
         self._listed_at = mono()  # before it is read: it may change meanwhile
         try:
             async with asyncio.timeout(CONNECT):
                 found = [tool async for tool in _pages(connection.client)]
-        except (MCPError, TimeoutError) as error:
+        except Exception as error:  # whatever the SDK makes of an answer
             self._changed()
             raise Unavailable(self._redactor.text(f"it does not list its tools: {error!r}")) from error
         only = self._source.only
@@ -394,6 +396,7 @@ class _Connection:
         began = mono()
         fault: BaseException | None = None
         try:
+            await asyncio.to_thread(importlib.import_module, "mcp")  # it takes a second, in which others go on
             async with asyncio.timeout(CONNECT) as limit, self._source.connect(self.wire) as self.client:
                 limit.reschedule(None)
                 self._ready.set_result(None)

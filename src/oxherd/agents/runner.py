@@ -84,11 +84,11 @@ class Agents:
             await self.ledger.start()
 
     async def close(self) -> None:
-        """Write what the ledger still has, and close the connections to servers of tools and models. Twice is fine."""
-        await self.servers.close()
+        """Write what the ledger still has, and close the connections to models and servers of tools. Twice is fine."""
         if self.ledger is not None:
             await self.ledger.stop()
         await self.llm.close()
+        await self.servers.close()  # last: bills are not to wait for programs that take their time
 
     async def resolve(self, ctx: Context, agent: Agent | str | Mapping[str, Any], scope: str) -> Agent:
         """The agent itself, from its name or definition; the product's own come before those kept elsewhere.
