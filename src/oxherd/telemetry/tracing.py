@@ -145,9 +145,10 @@ class Tracing:
             f"process {self._queue}",
             Context() if linked else sent,
             SpanKind.CONSUMER,
-            self._hidden(_about_job(self._queue, event, job)),
             links=[Link(caller)] if linked else None,
         )
+        if span.is_recording():  # what is sampled out must not cost more than it has to
+            span.set_attributes(self._hidden(_about_job(self._queue, event, job)))
         # Never detached: the next job of the slot takes the place, and where a job ends in another task it can't be.
         context.attach(trace.set_span_in_context(span, sent))
         return lambda ending: self._end_job(span, ending)
@@ -185,7 +186,10 @@ class Tracing:
         self, name: str, kind: SpanKind, about: Attributes, more: Callable[[Any], Attributes]
     ) -> Callable[[Any], None]:
         """A span in the one that is current in this task, and current itself until it ends."""
-        span = self._tracer.start_span(self._hide(name), kind=kind, attributes=self._hidden(about))
+        span = self._tracer.start_span(name, kind=kind)
+        if span.is_recording():
+            span.update_name(self._hide(name))
+            span.set_attributes(self._hidden(about))
         token = context.attach(trace.set_span_in_context(span))
 
         def end(event: Any) -> None:
