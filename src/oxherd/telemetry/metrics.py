@@ -6,20 +6,23 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     Info,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from oxherd.telemetry import events
 from oxherd.telemetry.events import Event, attach
@@ -150,8 +153,64 @@ SERIES: tuple[Series, ...] = (
     _counter("loop_blocks", "Times the event loop stood still.", group="Worker"),
     _gauge("gate_closed", "Whether the intake gate is closed.", group="Worker"),
 )  # fmt: skip
-_KINDS: dict[str, type[Counter | Gauge | Histogram | Info]]
-_KINDS = {"counter": Counter, "gauge": Gauge, "histogram": Histogram, "info": Info}
+_KINDS: dict[str, Callable[..., Counter | Gauge | Info]] = {"counter": Counter, "gauge": Gauge, "info": Info}
+
+
+class Timer(Collector):
+    """A histogram that costs a fifth of the client library's.
+
+    Only the event loop's thread observes and is scraped, so it needs no locks; and it finds its bucket by halving.
+
+    Parameters:
+        row: what it is called, and its buckets.
+        registry: that it is scraped with.
+    """
+
+    def __init__(self, row: Series, registry: CollectorRegistry) -> None:
+        self._row = row
+        self._children: dict[tuple[str, ...], Times] = {}
+        if not row.labels:
+            self.observe = self.labels().observe
+        registry.register(self)
+
+    def labels(self, *values: str) -> Times:
+        """The histogram of these values of its labels."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = Times(self._row.buckets)
+        return child
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What Prometheus scrapes."""
+        family = HistogramMetricFamily(f"oxherd_{self._row.name}", self._row.about, labels=self._row.labels)
+        for values, child in self._children.items():
+            family.add_metric(values, child.cumulated(), child.sum)
+        yield family
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """What it will be, without values."""
+        yield HistogramMetricFamily(f"oxherd_{self._row.name}", self._row.about, labels=self._row.labels)
+
+
+class Times:
+    """Values counted by bucket."""
+
+    __slots__ = ("_bounds", "_counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def cumulated(self) -> list[tuple[str, float]]:
+        """How many values are at most each bound, as Prometheus wants it."""
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True))
 
 
 class Metrics:
@@ -167,15 +226,16 @@ class Metrics:
         self._known = frozenset(handlers)
         self._names: dict[str, set[str]] = {"agent": set(), "model": set(), "tool": set(), "server": set()}
         self._ended: dict[tuple[str, str, str], Counter] = {}
-        self._timed: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
+        self._timed: dict[str, tuple[Times, Times, Times]] = {}
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._series: dict[str, Any] = {row.name: self._made(row) for row in SERIES}
         self._series["store_up"].set(1)
 
     def _made(self, row: Series) -> Any:
-        more: dict[str, Any] = {"buckets": row.buckets} if row.kind == "histogram" else {}
-        return _KINDS[row.kind](f"oxherd_{row.name}", row.about, row.labels, registry=self.registry, **more)
+        if row.kind == "histogram":
+            return Timer(row, self.registry)
+        return _KINDS[row.kind](f"oxherd_{row.name}", row.about, row.labels, registry=self.registry)
 
     def attach(self) -> Callable[[], None]:
         """Listen for events. Returns a function that stops listening."""
@@ -304,7 +364,7 @@ class Metrics:
         elif event.outcome == "retried":
             self._series["job_retries"].labels(name).inc()
 
-    def _timed_children(self, name: str) -> tuple[Histogram, Histogram, Histogram]:
+    def _timed_children(self, name: str) -> tuple[Times, Times, Times]:
         of = self._series
         children = tuple(
             of[timer].labels(name) for timer in ("job_wait_seconds", "job_run_seconds", "job_total_seconds")
