@@ -339,6 +339,7 @@ async def test_a_real_receiver_takes_all_we_send_and_groups_errors_as_we_do(envi
         for job in [*failing, NewJob("nobody", {}, {"attempts": 1})]:
             await producer.add(job.name, job.data, **job.opts)
         await wait(6)
+        await asyncio.to_thread(sentry_sdk.flush, 30)  # it is slow, and the stop does not wait for it
     assert set(bugsink.answers()) == {200}
     issues = {name: (words[-19:], function, count) for name, words, function, count in bugsink.issues()}
     assert issues["ValueError"] == (": no entry with ***", "breaks", 3)
