@@ -47,11 +47,13 @@ async def test_replies_come_in_the_order_of_the_script(llm, oxherd_model):
 
 
 async def test_a_streamed_answer_comes_in_pieces(oxherd_model):
-    oxherd_model.script(says("one two  three", pause=0.001))
+    oxherd_model.script(says("one two  three", pause=0.1))
     llm, heard = LLM(oxherd_model.base_url, None), []
     await llm.chat(question(), lambda delta: heard.append(delta.text))
     await llm.close()
-    assert [text for text in heard if text] == ["one", " two", " ", " three"]
+    pieces = [text for text in heard if text]  # some may share a read
+    assert "".join(pieces) == "one two  three"
+    assert len(pieces) > 1
 
 
 async def test_errors_are_those_that_the_real_client_handles(llm, oxherd_model):
