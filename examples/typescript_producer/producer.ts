@@ -13,9 +13,10 @@ const [number = "42", note = "The yoke squeaks. Can I send it back?"] = process.
 const connection = { url: process.env.REDIS_URL! };
 const name = process.env.JOB_QUEUE_NAME ?? "agent-jobs";
 const queue = new Queue(name, { connection });
-const events = new QueueEvents(name, { connection });
+// From a minute ago: QueueEvents begins to read some time after it says that it is ready, and a quick job's end would be missed.
+const events = new QueueEvents(name, { connection, lastEventId: `${Date.now() - 60_000}-0` });
 events.on("progress", ({ jobId, data }) => console.error(`job ${jobId}:`, data));
-await events.waitUntilReady(); // else a quick job's end could be missed
+await events.waitUntilReady();
 
 const order = {
   tenant,
