@@ -47,6 +47,9 @@ def error(code=None, message="no", **rest):
         (200, error(None, metadata={"error_type": "context_length_exceeded"}), REFUSE, "too long"),
         (200, error(None, metadata={"error_type": "content_policy_violation"}), REFUSE, "403"),
         (200, error(None, metadata={"error_type": "something_new"}), RETRY, "500"),
+        # Without a code: what stands beside the message counts as well.
+        (200, error(None, error_type="authentication"), REFUSE, "refused the key"),
+        (200, error(None, "full", http_status=429), RETRY, "429: full"),
         # The length, as three services say it.
         (400, error(400, metadata={"error_type": "context_length_exceeded"}), REFUSE, "too long"),
         (400, error(400, "This model's maximum context length is 4096 tokens"), REFUSE, "too long"),
