@@ -31,8 +31,8 @@ from oxherd.worker.indicators import Indicators
 
 MINUTE = 60.0
 EVERY = 60.0  # seconds between looks
-EVERY_IDLE = 120 * MINUTE  # the same after ten minutes in which nothing happened
-IDLE_AFTER = 10 * MINUTE
+EVERY_IDLE = 120 * MINUTE  # the same once nothing has happened for a while
+IDLE_AFTER = 2 * MINUTE
 SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
 PAST = 500  # alerts that are over and kept for reports
 SLOW = 30.0  # seconds that a worker may need to stop, beyond its grace
