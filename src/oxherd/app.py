@@ -116,25 +116,28 @@ async def queue_client(settings: Settings) -> AsyncIterator[tuple[Producer, Admi
 
 
 @contextlib.asynccontextmanager
-async def watch_client(settings: Settings) -> AsyncIterator[tuple[AlertBook, Indicators]]:
-    """Alerts and indicators of the configured queue, for commands. Raises RedisUnreachable, RedisRefused."""
-    link, keys = Link(settings.redis_url, "cli"), keys_of(settings)
+async def _linked(settings: Settings, purpose: str) -> AsyncIterator[Link]:
+    link = Link(settings.redis_url, purpose)
     await link.start()
     try:
-        yield AlertBook(link, keys), Indicators(link, keys)
+        yield link
     finally:
         await link.stop()
 
 
 @contextlib.asynccontextmanager
+async def watch_client(settings: Settings) -> AsyncIterator[tuple[AlertBook, Indicators]]:
+    """Alerts and indicators of the configured queue, for commands. Raises RedisUnreachable, RedisRefused."""
+    keys = keys_of(settings)
+    async with _linked(settings, "cli") as link:
+        yield AlertBook(link, keys), Indicators(link, keys)
+
+
+@contextlib.asynccontextmanager
 async def feed_client(settings: Settings) -> AsyncIterator[Callable[..., AsyncIterator[Entry]]]:
     """`queue.feed.follow` for jobs of the configured queue, over a link of its own."""
-    link = Link(settings.redis_url, "feed")
-    await link.start()
-    try:
+    async with _linked(settings, "feed") as link:
         yield functools.partial(follow, link, keys_of(settings))
-    finally:
-        await link.stop()
 
 
 def start_tracing(settings: Settings) -> Callable[[], None] | None:

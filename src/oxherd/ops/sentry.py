@@ -20,8 +20,9 @@ SPIKE = 20  # errors in five minutes
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What should be there, as Sentry's API takes it."""
+    """What should be there, as Sentry's API takes it; `project_id` is Sentry's number of the project."""
 
+    project_id: int
     dashboard: Mapping[str, Any]
     detectors: Sequence[Mapping[str, Any]]
     workflow: Mapping[str, Any]
@@ -44,7 +45,9 @@ def wanted(queue: str, objectives: Iterable[Objective], *, project_id: int, envi
         f"Oxherd {queue}: errors", f"More than {SPIKE} errors in five minutes.", "count()", "events",
         limit=SPIKE, window=300, environment=environment,
     )  # fmt: skip
-    return Wanted(_dashboard(queue, project_id, environment), [*made, errors], _workflow(queue, environment))
+    return Wanted(
+        project_id, _dashboard(queue, project_id, environment), [*made, errors], _workflow(queue, environment)
+    )
 
 
 def _detector(queue: str, objective: Objective, environment: str | None) -> Mapping[str, Any] | None:
@@ -168,8 +171,7 @@ async def plan(api: SentryApi, project: str, target: Wanted) -> Plan:
     Raises:
         ServiceUnreachable, ServiceRefused: see SentryApi.
     """
-    project_id = str((await api.project(project))["id"])
-    detectors = {each["name"]: each for each in await api.detectors(project_id)}
+    detectors = {each["name"]: each for each in await api.detectors(str(target.project_id))}
     ids: dict[str, int] = {name: int(each["id"]) for name, each in detectors.items()}
 
     async def make_detector(body: Mapping[str, Any]) -> None:

@@ -190,13 +190,14 @@ class Watchdogs:
         self.book = AlertBook(link, keys)
         self._link = link
         self._keys = keys
+        self._admin = Admin(link, keys)
         self._indicators = indicators
         self._promises = promises
         self._channels = channels
         self._runbooks = runbooks
         self._watching = watching
         self._busy_at = busy_at
-        self._probes = (self._burning, self._queue, self._failing, self._gate, self._workers, *probes)
+        self._probes = (self._burning, self._intake, self._failing, self._workers, *probes)
         self._wrong = False
         self._looked_at = mono()
         self._task: asyncio.Task[None] | None = None
@@ -277,12 +278,21 @@ class Watchdogs:
             found.append(Finding(kind, each.objective.name, summary))
         return found
 
+    async def _intake(self) -> list[Finding]:
+        """A closed gate, or jobs that wait although it is open."""
+        reason = await self._admin.gate()
+        if reason is None:
+            return await self._queue()
+        # What a worker closed is an emergency; what a person closed is a reminder.
+        kind = "intake-stopped" if reason.endswith(REOPEN) else "gate-closed"
+        return [Finding(kind, "", reason)]
+
     async def _queue(self) -> list[Finding]:
         """Jobs that wait though workers may take them."""
-        counts = await Admin(self._link, self._keys).counts()
+        counts = await self._admin.counts()
         waiting = counts["wait"] + counts["prioritized"]
         held = await self._link.call(b"HEXISTS", self._keys.meta, b"paused")
-        if not waiting or held or await Admin(self._link, self._keys).gate() is not None:
+        if not waiting or held:
             return []
         age = await self._oldest()
         found = []
@@ -319,14 +329,6 @@ class Watchdogs:
             return found
         summary = f"{failed} of {ended} jobs failed in five minutes; usual are {often:.1%}"
         return [*found, Finding("failure-spike", "", summary)]
-
-    async def _gate(self) -> list[Finding]:
-        reason = await Admin(self._link, self._keys).gate()
-        if reason is None:
-            return []
-        # What a worker closed is an emergency; what a person closed is a reminder.
-        kind = "intake-stopped" if reason.endswith(REOPEN) else "gate-closed"
-        return [Finding(kind, "", reason)]
 
     async def _workers(self) -> list[Finding]:
         """Workers that are there and do not work."""
