@@ -31,6 +31,7 @@ insert into oxherd.spend (id, run_id, step, fence, agent, model, state, at)
     values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'reserved', now());
 insert into oxherd.audit_log (actor, source, action, target, detail, outcome)
     values ('token', '127.0.0.1', 'cancelJob', '1', '{}', 200);
+insert into oxherd.operations (kind, target, outcome, seconds, summary) values ('backup', 'b', 'ok', 1, '{}');
 insert into oxherd.waits (run_id, key, id, nonce, queue, job_id, job, inputs, state, asked_at, expires_at)
     values ('q/1@1', 'refund', '00000000000000aa', 'n', 'q', '1', 'n', '', 'open', now(), now() + interval '1 hour');
 insert into oxherd.credentials (tenant, name, envelope) values ('acme', 'stripe', 'oxherd1.0a1b2c3d.33.x');

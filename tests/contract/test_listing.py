@@ -12,7 +12,7 @@ from test_store import KINDS, NOON, a_run, opened, set_up, sql
 
 from oxherd.embedded.postgres import Postgres
 from oxherd.errors import StoreRefused
-from oxherd.store import AuditLine, RunFilter, listing
+from oxherd.store import AuditLine, Operation, RunFilter, listing
 
 CANCELLED = AuditLine("token", "127.0.0.1", "cancelJob", "42", {"ids": ["42"], "why": "ü"}, 200)
 FILL = """
@@ -33,7 +33,9 @@ def shared_url(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture(params=KINDS)
 async def store(request, shared_url: str):
-    await sql(shared_url, "truncate oxherd.runs, oxherd.audit_log, oxherd.agents, oxherd.agent_versions")
+    await sql(
+        shared_url, "truncate oxherd.runs, oxherd.audit_log, oxherd.operations, oxherd.agents, oxherd.agent_versions"
+    )
     async with opened(request.param, shared_url) as store:
         yield store
 
@@ -157,6 +159,19 @@ async def test_who_did_what_is_kept_in_order(store):
 async def test_a_target_that_can_not_be_stored_is_kept_as_its_escapes(store):
     await store.write_audit(AuditLine("token", "x", "cancelJob", "a\0b\ud83d", {}, 404))
     assert (await store.audit(limit=1))[0]["target"] == "a\\u0000b\\ud83d"
+
+
+async def test_operations_of_one_kind_are_listed_the_newest_first(store):
+    for number in range(3):
+        await store.write_operation(Operation("backup", f"b{number}", "ok", 1.5, {"bytes": number}))
+    await store.write_operation(Operation("drill", "redis-lost", "failed", 9.0, {}))
+    newest, second = await store.operations("backup", limit=2)
+    assert newest["at"] > NOON
+    assert {name: newest[name] for name in ("kind", "target", "outcome", "seconds", "summary")} == {
+        "kind": "backup", "target": "b2", "outcome": "ok", "seconds": 1.5, "summary": {"bytes": 2},
+    }  # fmt: skip
+    assert [each["target"] for each in await store.operations("backup", limit=9, before=second["id"])] == ["b0"]
+    assert await store.operations("restore", limit=9) == []
 
 
 async def test_agents_are_listed_by_name_in_pages(store, shared_url):

@@ -212,6 +212,25 @@ class AuditLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Operation:
+    """What an operator or a schedule did, once it has ended.
+
+    Attributes:
+        kind: deploy, backup, verify, restore, rotation or drill.
+        target: what it was done to: a backup's name, a service, a variable.
+        outcome: `ok` or `failed`.
+        seconds: how long it took.
+        summary: its figures, without secrets; names are up to the kind.
+    """
+
+    kind: str
+    target: str
+    outcome: str
+    seconds: float
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What a job asks a person.
 
@@ -449,6 +468,18 @@ class Store(Protocol):
         Parameters:
             limit: how many.
             before: the id of the last line on the page before.
+        """
+
+    async def write_operation(self, operation: Operation) -> None:
+        """Keep what an operator or a schedule did. Raises StoreRefused."""
+
+    async def operations(self, kind: str, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """A page of one kind of operations, the newest first: fields of Operation, `id` and `at` (its end, wall ms).
+
+        Parameters:
+            kind: see Operation.
+            limit: how many.
+            before: the id of the last one on the page before.
         """
 
     async def agents(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Lists of runs and agents, and the audit log: what both stores share, over the functions of migration 010."""
+"""Lists of runs and agents, the audit log, operations: what both stores share, over migrations 010 and 011."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from oxherd.errors import StoreRefused
-from oxherd.store import ANY_RUN, AuditLine, RunFilter, RunPage
+from oxherd.store import ANY_RUN, AuditLine, Operation, RunFilter, RunPage
 from oxherd.store.rows import scrubbed
 
 MOST_EXAMINED = 2_000  # runs that one page looks at
@@ -22,7 +22,7 @@ class Listing(ABC):
 
     @abstractmethod
     async def ask_listing(self, function: str, request: bytes) -> bytes | str:
-        """Call a function of migration 010 with one JSON argument. Raises StoreRefused or StoreUnreachable."""
+        """Call one of these functions with one JSON argument. Raises StoreRefused or StoreUnreachable."""
 
     async def runs(
         self, *, queue: str, limit: int = 50, wanted: RunFilter = ANY_RUN, after: tuple[int, str] | None = None
@@ -40,6 +40,14 @@ class Listing(ABC):
     async def audit(self, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
         """A page of who did what, the newest first."""
         return list(await self._listed("list_audit", {"limit": limit, "before": before}))
+
+    async def write_operation(self, operation: Operation) -> None:
+        """Keep what an operator or a schedule did."""
+        await self._listed("write_operation", dataclasses.asdict(scrubbed(operation)))
+
+    async def operations(self, kind: str, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """A page of one kind of operations, the newest first."""
+        return list(await self._listed("list_operations", {"kind": kind, "limit": limit, "before": before}))
 
     async def agents(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:
         """A page of the agents that the product's app keeps, by name."""

@@ -12,9 +12,9 @@ import orjson
 
 from oxherd.context import Step, Usage
 from oxherd.errors import StoreRefused
-from oxherd.store import AuditLine, Begun, RunRecord, SpendRow
+from oxherd.store import AuditLine, Begun, Operation, RunRecord, SpendRow
 
-Record = TypeVar("Record", AuditLine, RunRecord, SpendRow, Step)
+Record = TypeVar("Record", AuditLine, Operation, RunRecord, SpendRow, Step)
 
 
 def to_json(rows: RunRecord | Sequence[RunRecord | Mapping[str, Any]]) -> bytes:
