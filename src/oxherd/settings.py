@@ -11,7 +11,7 @@ import binascii
 import hmac
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
@@ -454,6 +454,10 @@ TABLE: tuple[Variable, ...] = (
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
     ),
     Variable(
+        "AUDIT_KEY", "base64, 32 bytes", parse_key, None, True, "`oxherd audit fingerprints`",
+        "Keys the fingerprints of secrets in `.oxherd-audit.toml`; the same for all who run `oxherd audit secrets`.",
+    ),
+    Variable(
         "SENTRY_AUTH_TOKEN", "text", _secret, None, True, "`oxherd slo push`",
         "A Sentry token with the scopes org:write and alerts:write.",
     ),
@@ -587,6 +591,7 @@ class Settings:
     api_read_token: Secret | None
     log_level: str
     log_format: str
+    audit_key: Secret | None
     sentry_auth_token: Secret | None
     sentry_org: str
     sentry_project: str
@@ -628,15 +633,18 @@ class Settings:
     @property
     def secrets(self) -> tuple[Secret, ...]:
         """Every secret value, and the passwords inside URLs, so that logs can hide them."""
-        values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
-        values += [
-            getattr(self.redis_url, "password", None),
-            *_passwords(self.database_url),
-            *_passwords(self.alert_smtp_url),
+        return tuple(secret for _, secret in self.named_secrets)
+
+    @property
+    def named_secrets(self) -> tuple[tuple[str, Secret], ...]:
+        """The same, each with the name of its variable."""
+        named: list[tuple[str, Any]] = [
+            (variable.name, getattr(self, variable.name.lower())) for variable in TABLE if variable.secret
         ]
-        values += self.encryption_keys_previous
-        values += [*_in_headers(self.otel_exporter_otlp_headers), *_in_headers(self.otel_exporter_otlp_traces_headers)]
-        return tuple(value for value in values if isinstance(value, Secret))
+        named.append(("REDIS_URL", getattr(self.redis_url, "password", None)))
+        for name, parts in _INSIDE:
+            named += [(name, part) for part in parts(getattr(self, name.lower()))]
+        return tuple((name, value) for name, value in named if isinstance(value, Secret))
 
 
 def _in_headers(headers: Secret | None) -> list[Secret]:
@@ -650,6 +658,16 @@ def _passwords(url: Secret | None) -> list[Secret]:
     login, at, _ = url.reveal().rpartition("@") if url else ("", "", "")
     password = login.partition("://")[2].partition(":")[2]
     return [Secret(password), Secret(unquote(password))] if at and password else []
+
+
+# The secrets inside the values of variables.
+_INSIDE: tuple[tuple[str, Callable[[Any], Iterable[Secret]]], ...] = (
+    ("DATABASE_URL", _passwords),
+    ("ALERT_SMTP_URL", _passwords),
+    ("ENCRYPTION_KEYS_PREVIOUS", tuple),
+    ("OTEL_EXPORTER_OTLP_HEADERS", _in_headers),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", _in_headers),
+)
 
 
 def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = ("REDIS_URL",)) -> Settings:
