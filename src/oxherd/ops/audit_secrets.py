@@ -298,7 +298,8 @@ def _joined(first: str, then: str) -> str:
 
 def _cut_off(value: str, hit: _Hit, found: dict[str, _Hit]) -> bool:
     """Whether it is a piece of a longer one: encodings that go over several lines are also seen line by line."""
-    return any(value != other and value in other and hit.rule == longer.rule for other, longer in found.items())
+    kind = kind_of(hit.rule, value)
+    return any(value != other and value in other and kind == kind_of(more.rule, other) for other, more in found.items())
 
 
 @cache
