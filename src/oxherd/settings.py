@@ -545,6 +545,32 @@ TABLE: tuple[Variable, ...] = (
         "What Sentry calls this version of your code; the commit, else Oxherd's version, when unset.",
     ),
     Variable(
+        "RAILWAY_TOKEN", "text", _secret, None, True,
+        "`oxherd deploy` and `oxherd env`, unless RAILWAY_API_TOKEN is set",
+        "A project token of Railway: good for one environment of one project, and preferred.",
+    ),
+    Variable(
+        "RAILWAY_API_TOKEN", "text", _secret, None, True,
+        "`oxherd deploy` and `oxherd env`, unless RAILWAY_TOKEN is set",
+        "A token of a Railway account or workspace; not used where RAILWAY_TOKEN is set.",
+    ),
+    Variable(
+        "RAILWAY_PROJECT_ID", "id or name", str, "", False, "`oxherd deploy` and `oxherd env`, with RAILWAY_API_TOKEN",
+        "The project on Railway; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_ENVIRONMENT_ID", "id or name", str, "", False, "nobody",
+        "The environment there, where the token sees several; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_SERVICE_ID", "id or name", str, "", False, "nobody",
+        "The service there, where the project has several; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_API_URL", "URL (http, https)", _http_url, "https://backboard.railway.com/graphql/v2", False, "nobody",
+        "Where Railway's API is.",
+    ),
+    Variable(
         "RAILWAY_ENVIRONMENT_NAME", "text", str, "", False, "nobody",
         "Set by Railway; what Sentry calls this deployment.",
     ),
@@ -616,6 +642,12 @@ class Settings:
     sentry_traces_sample_rate: float
     sentry_environment: str
     sentry_release: str
+    railway_token: Secret | None
+    railway_api_token: Secret | None
+    railway_project_id: str
+    railway_environment_id: str
+    railway_service_id: str
+    railway_api_url: str
     railway_environment_name: str
     railway_git_commit_sha: str
     railway_public_domain: str
@@ -675,7 +707,8 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
 
     Parameters:
         environ: names and values; this process's environment when left out.
-        needs: variables the caller can't do without; `STORE` stands for a database of either kind.
+        needs: variables the caller can't do without; `STORE` stands for a database of either kind, `RAILWAY` for a
+            token of either kind.
 
     Raises:
         SettingsError: listing every fault, each with its fix and never with a value.
@@ -716,6 +749,11 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
         missing.append(
             "DATABASE_URL (or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY) is missing: runs would not be "
             "recorded; set one, or start with --no-store to accept that"
+        )
+    if "RAILWAY" in needs and not any(source.get(name, "").strip() for name in ("RAILWAY_TOKEN", "RAILWAY_API_TOKEN")):
+        missing.append(
+            "RAILWAY_TOKEN is missing (or RAILWAY_API_TOKEN, of an account or a workspace); make one in the project's "
+            "settings on Railway, under Tokens"
         )
     if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
         missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")
