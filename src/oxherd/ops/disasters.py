@@ -1,0 +1,140 @@
+"""The disasters that Oxherd is prepared for: how each shows, and the runbook's commands in order. Data only.
+
+docs/disaster-recovery.md is made from this, drills run these commands, and `oxherd drill plan` shows them with the figures
+that were last measured: so what is written down is what was tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """A step of a runbook.
+
+    Attributes:
+        words: what is done and why, for a person.
+        commands: shell commands; values that differ from place to place are variables.
+        codes: exit codes with which they may end.
+        elsewhere: whether it is done at the platform, so that a drill on one machine can't.
+    """
+
+    words: str
+    commands: tuple[str, ...] = ()
+    codes: tuple[int, ...] = (0,)
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Disaster:
+    """Something that goes wrong as a whole.
+
+    Attributes:
+        name: of the drill, and of the section in the documentation.
+        title: in words.
+        shows: how it is noticed.
+        lost: what is gone, in words.
+        steps: of the runbook, in order.
+        production: whether its drill breaks nothing and may run where it counts.
+    """
+
+    name: str
+    title: str
+    shows: str
+    lost: str
+    steps: tuple[Do, ...]
+    production: bool = False
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """All commands, in order."""
+        return tuple(command for step in self.steps for command in step.commands)
+
+
+NEW_JOB = 'oxherd enqueue oxherd.echo \'{"from": "the runbook"}\' --wait'
+PROVEN = Do("A real job proves that work is done again.", (NEW_JOB,))
+
+DISASTERS: tuple[Disaster, ...] = (
+    Disaster(
+        "worker-down", "A worker died",
+        "The alerts silent-worker, queue-age or no-progress; the platform shows a crash or an exit code.",
+        "Nothing. Its jobs run on elsewhere when their leases have run out: after 30 s at most, from the last step that was "
+        "kept.",
+        (
+            Do("Look who is there. `seen` says how long ago a worker gave its last sign of life.", ("oxherd alerts list",)),
+            Do("Start another one where none is left, or let the platform do it.", ("oxherd deploy restart",), elsewhere=True),
+            Do("What it ran is taken over without being asked.", ("oxherd jobs list --state active",)),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "bad-deploy", "A deploy does not work",
+        "`oxherd deploy watch` ends with another code than 0; `/health` is 503 or answers nobody.",
+        "Nothing: jobs wait, and what the old version ran was handed back.",
+        (
+            Do("See why. The diagnosis names the cause and its fix.", ("oxherd deploy watch",), elsewhere=True),
+            Do(
+                "Deploy the commit before it. A rollback brings back the old variables, too, also a secret that was revoked "
+                "since: across a rotation deploy the old commit instead.",
+                ("oxherd deploy rollback",), elsewhere=True,
+            ),
+            Do("Nothing is lost while no worker runs: jobs wait.", ("oxherd jobs list --state wait",)),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "redis-down", "Redis is away, its data is not lost",
+        "`/health` is 503, workers log `redis.lost`.",
+        "Nothing, where Redis writes an append-only file: with `appendfsync everysec` what was added in the last second.",
+        (
+            Do("Bring it back. Workers connect again by themselves, and what they have finished meanwhile is told then.",
+               elsewhere=True),
+            Do("The queue is as it was.", ("oxherd jobs list --state wait", "oxherd gate status")),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "database-down", "Postgres is away, its data is not lost",
+        "The alert store-away; `/health` says `store`.",
+        "Nothing. Steps and results wait in the workers' memory, and no job is told to be finished before its result is kept.",
+        (
+            Do("Bring it back: what waited is written at once.", elsewhere=True),
+            Do("The tables are there.", ("oxherd db status",)),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "provider-down", "The model service is away",
+        "The alerts failure-spike and slo-burn-fast; errors of the kind ModelUnreachable.",
+        "Nothing. Jobs try again by their backoff, and those whose attempts are used up are dead letters.",
+        (
+            Do("While it lasts, stop taking jobs, so that no attempts are spent.",
+               ("oxherd gate close --reason 'the model service is away'",)),
+            Do("When it is back, go on.", ("oxherd gate open",)),
+            Do("Put what failed meanwhile back on the queue.", ("oxherd jobs replay --all --yes",)),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "runaway-spend", "Money runs away",
+        "The alerts spend-spike or intake-stopped; BUDGET_DAILY_USD closes the gate by itself.",
+        "Nothing: jobs wait.",
+        (
+            Do("Stop. Jobs that run end, no new one begins.", ("oxherd gate close --reason 'money runs away'",)),
+            Do("See who spends it.", ("oxherd spend report --by agent", "oxherd spend report --by tenant")),
+            Do("Give caps, or higher ones, and restart the workers with them.", ("oxherd env push",), elsewhere=True),
+            Do("Go on, and put back what the cap ended.", ("oxherd gate open", "oxherd jobs replay --all --yes")),
+            PROVEN,
+        ),
+    ),
+)  # fmt: skip
+
+
+def disaster(name: str) -> Disaster:
+    """One of them. Raises KeyError."""
+    return next((each for each in DISASTERS if each.name == name), None) or _unknown(name)
+
+
+def _unknown(name: str) -> Disaster:
+    raise KeyError(name)
