@@ -292,6 +292,21 @@ def _share(text: str) -> float:
     return share
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part for each in text.split(",") if (part := each.strip()))
+
+
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(map(Secret, _words(text)))
+
+
+def _storage_url(text: str) -> str:
+    scheme, mark, _ = text.partition("://")
+    if mark and scheme not in {"s3", "gs", "az", "file"}:
+        raise ValueError("must begin with s3://, gs://, az:// or file://, or be a folder")
+    return text
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -454,6 +469,45 @@ TABLE: tuple[Variable, ...] = (
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
     ),
     Variable(
+        "BACKUP_URL", "URL (s3, gs, az, file) or folder", _storage_url, None, False, "`oxherd backup`",
+        "Where backups are kept; a prefix of its own for each database.", "s3://bucket/oxherd",
+    ),
+    Variable(
+        "BACKUP_RECIPIENTS", "age or SSH public keys, comma-separated", _words, "", False, "`oxherd backup create`",
+        "Whom backups are encrypted to; who has only these can't read one. Made by: oxherd backup keygen",
+    ),
+    Variable(
+        "BACKUP_IDENTITY", "age identities, comma-separated", _secrets, "", True,
+        "`oxherd backup verify` and `restore`",
+        "The secret halves, which open backups: keep them away from workers that only write some.",
+    ),
+    Variable(
+        "BACKUP_SCHEMAS", "names, comma-separated", _words, "", False, "nobody",
+        "Only these schemas are backed up; when unset, all but those that Supabase manages.",
+    ),
+    Variable(
+        "AWS_ACCESS_KEY_ID", "text", _secret, None, True, "BACKUP_URL with s3://, unless the machine has a role",
+        "The key's id for the bucket.",
+    ),
+    Variable("AWS_SECRET_ACCESS_KEY", "text", _secret, None, True, "AWS_ACCESS_KEY_ID", "The key itself."),
+    Variable("AWS_SESSION_TOKEN", "text", _secret, None, True, "nobody", "The session's token, of temporary keys."),
+    Variable("AWS_REGION", "text", str, "us-east-1", False, "nobody", "The bucket's region."),
+    Variable(
+        "AWS_ENDPOINT_URL", "URL (http, https)", _http_url, None, False, "S3-compatible storage that is not Amazon's",
+        "Where such a storage answers: Cloudflare R2, Backblaze, MinIO, Supabase, Railway.",
+    ),
+    Variable(
+        "GOOGLE_SERVICE_ACCOUNT_KEY", "JSON", _secret, None, True,
+        "BACKUP_URL with gs://, unless the machine has a role",
+        "The service account's key file, its text.",
+    ),
+    Variable(
+        "AZURE_STORAGE_ACCOUNT_NAME", "text", str, "", False, "BACKUP_URL with az://", "The storage account.",
+    ),
+    Variable(
+        "AZURE_STORAGE_ACCOUNT_KEY", "text", _secret, None, True, "BACKUP_URL with az://", "The storage account's key.",
+    ),
+    Variable(
         "SENTRY_AUTH_TOKEN", "text", _secret, None, True, "`oxherd slo push`",
         "A Sentry token with the scopes org:write and alerts:write.",
     ),
@@ -587,6 +641,18 @@ class Settings:
     api_read_token: Secret | None
     log_level: str
     log_format: str
+    backup_url: str | None
+    backup_recipients: tuple[str, ...]
+    backup_identity: tuple[Secret, ...]
+    backup_schemas: tuple[str, ...]
+    aws_access_key_id: Secret | None
+    aws_secret_access_key: Secret | None
+    aws_session_token: Secret | None
+    aws_region: str
+    aws_endpoint_url: str | None
+    google_service_account_key: Secret | None
+    azure_storage_account_name: str
+    azure_storage_account_key: Secret | None
     sentry_auth_token: Secret | None
     sentry_org: str
     sentry_project: str
@@ -634,7 +700,7 @@ class Settings:
             *_passwords(self.database_url),
             *_passwords(self.alert_smtp_url),
         ]
-        values += self.encryption_keys_previous
+        values += [*self.encryption_keys_previous, *self.backup_identity]
         values += [*_in_headers(self.otel_exporter_otlp_headers), *_in_headers(self.otel_exporter_otlp_traces_headers)]
         return tuple(value for value in values if isinstance(value, Secret))
 
