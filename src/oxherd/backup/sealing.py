@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, Protocol
 
@@ -150,10 +151,26 @@ class Pace:
             self._told(self.bytes)
 
 
-class _Compressed:
+class _Told:
+    """Remembers what went wrong in a call from age, which turns it into an error of its own."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+class _Compressed(_Told):
     """A stream, compressed while it is read, in the small pieces that age asks for."""
 
     def __init__(self, source: Readable, pace: Pace) -> None:
+        super().__init__()
         zstd = _zstd()
         options = {
             zstd.CompressionParameter.compression_level: LEVEL,
@@ -168,7 +185,8 @@ class _Compressed:
 
     def read(self, size: int = -1) -> bytes:
         while not self._ready and not self._ended:
-            chunk = self._source.read(CHUNK)
+            with self.noting():
+                chunk = self._source.read(CHUNK)
             self._pace.passed(len(chunk))
             self._ended = not chunk
             self._ready = memoryview(self._zip.compress(chunk) if chunk else self._zip.flush())
@@ -176,10 +194,11 @@ class _Compressed:
         return bytes(given)
 
 
-class _Cutter:
+class _Cutter(_Told):
     """Takes ciphertext, cuts it into parts and uploads them; a slow upload slows down who writes."""
 
     def __init__(self, storage: Storage, stem: str) -> None:
+        super().__init__()
         self._storage = storage
         self._stem = stem
         self._buffer = bytearray()
@@ -191,7 +210,8 @@ class _Cutter:
     def write(self, data: bytes) -> int:
         self._buffer += data
         if len(self._buffer) >= PART:
-            self._cut()
+            with self.noting():
+                self._cut()
         return len(data)
 
     def flush(self) -> None:
@@ -237,26 +257,30 @@ def seal(source: Readable, storage: Storage, backup: str, kind: str, *, recipien
     Raises:
         ServiceUnreachable, ServiceRefused: a part could not be written.
     """
-    cutter = _Cutter(storage, f"{backup}/{kind}.zst")
+    cutter, compressed = _Cutter(storage, f"{backup}/{kind}.zst"), _Compressed(source, pace)
     try:
-        _age().encrypt_io(_Compressed(source, pace), cutter, recipients)
+        _age().encrypt_io(compressed, cutter, recipients)
         return Piece(kind, pace.bytes, cutter.finish())
     except BaseException:
         cutter.abandon()
+        known = compressed.failure or cutter.failure
+        if known is not None:
+            raise known from None
         raise
 
 
-class Fetched:
+class _Fetched(_Told):
     """The ciphertext of a piece, fetched ahead, each part compared with its hash before a byte of it is given out."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
+        super().__init__()
         self._parts = iter(parts)
         self._ready = memoryview(b"")
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; none at the end."""
         while not self._ready:
-            part = next(self._parts, None)
+            with self.noting():
+                part = next(self._parts, None)
             if part is None:
                 return b""
             self._ready = memoryview(part)
@@ -309,24 +333,24 @@ def unseal(parts: Iterable[bytes], sink: IO[bytes], *, identities: Sequence[Any]
     """
     age = _age()
     out = _Decompressed(sink, pace)
-    source = Fetched(parts)
+    source = _Fetched(parts)
     try:
         age.decrypt_io(source, out, identities)
     except (age.DecryptError, OSError) as error:
-        raise out.failure or _damaged(what, error) from None
+        raise out.failure or source.failure or _damaged(what, error) from None
     if not out.complete:
         raise BackupDamaged(f"{what} ends too early", hint=OTHER)
 
 
-class _Decompressed:
+class _Decompressed(_Told):
     """Takes what age decrypted and writes it decompressed."""
 
     def __init__(self, sink: IO[bytes], pace: Pace) -> None:
+        super().__init__()
         self._zstd = _zstd()
         self._unzip = self._zstd.ZstdDecompressor()
         self._sink = sink
         self._pace = pace
-        self.failure: Exception | None = None
 
     @property
     def complete(self) -> bool:

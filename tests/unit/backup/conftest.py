@@ -12,6 +12,7 @@ from oxherd.backup.sealing import new_identity
 from oxherd.embedded.postgres import Postgres
 from oxherd.settings import Secret
 
+
 @pytest.fixture(scope="session")
 def keys() -> tuple[str, Secret]:
     """A recipient and its identity."""

@@ -3,13 +3,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from backup_helpers import ROWS, execute, processes, value
+from backup_helpers import ROWS, execute, processes, until, value
 
 from oxherd.backup import catalogue, create, manifest, restore, runs, sealing, tools, verify
 from oxherd.backup.storage import open_storage
@@ -40,9 +39,6 @@ async def test_what_is_stored_is_unreadable_and_says_nothing_of_the_rows(shop, c
     assert b"example.com" not in stored
     assert all(path.read_bytes().startswith(b"age-encryption.org/v1") for path in folder.glob("*.00000.age"))
     assert "checksum" not in (folder / "manifest.json").read_text()
-    assert subprocess.run(["/bin/sh", "-c", f"cat {folder}/*"], capture_output=True).stdout == b"".join(
-        path.read_bytes() for path in sorted(folder.iterdir())
-    )
 
 
 async def test_rows_written_while_the_dump_runs_are_in_neither_dump_nor_manifest(database_url, configured, monkeypatch):
@@ -73,7 +69,7 @@ async def test_a_restored_row_that_differs_is_told(shop, configured, postgres):
         assert await restore.compare(opened, address, filled) == []
         await execute(url, "update shop.orders set cents = cents + 1 where id = 77")
         await execute(url, "drop policy own on shop.customers; drop index shop.orders_by_state")
-        await execute(url, "select setval('shop.customers_id_seq', 7); delete from shop.customers where id = 100 and false")
+        await execute(url, "select setval('shop.customers_id_seq', 7)")
         await execute(url, "alter table shop.customers disable row level security; create table shop.more (i int)")
         found = await restore.compare(opened, address, filled)
     finally:
@@ -97,7 +93,7 @@ async def test_every_changed_byte_and_every_cut_is_noticed(shop, configured):
     path = Path(settings.backup_url) / made.name / part.name
     whole = path.read_bytes()
     chance = random.Random(7)
-    for _ in range(100):
+    for _ in range(50):
         changed = bytearray(whole)
         changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
         path.write_bytes(changed)
@@ -152,9 +148,8 @@ async def test_a_manifest_that_was_changed_or_made_by_somebody_else_is_refused(s
 
 async def test_two_at_once_are_one(shop, configured):
     settings = configured(DATABASE_URL=shop)
-    first = asyncio.create_task(runs.take(settings, None, with_queue=False, limit=2_000_000))
-    while not (Path(settings.backup_url)).exists() or not processes().count("pg_dump --format"):
-        await asyncio.sleep(0.01)
+    first = asyncio.create_task(runs.take(settings, None, with_queue=False, limit=300_000))
+    await until(lambda: "pg_dump --format" in processes())
     with pytest.raises(JobStateError):
         await runs.take(settings, None, with_queue=False)
     assert "postgres:" not in processes().partition("pg_dump")[2].partition("\n")[0]
@@ -170,30 +165,22 @@ async def test_a_backup_killed_in_the_middle_is_not_listed(shop, configured, key
     environ = child_environ(
         {"DATABASE_URL": shop, "BACKUP_URL": str(folder), "BACKUP_RECIPIENTS": keys[0]}, inherit=False
     )
-    victim = subprocess.Popen(
-        [sys.executable, "-c", CUT_SHORT, "backup", "create", "--no-queue", "--throttle", "4"], env=environ
-    )
-    while not list(folder.glob("*/*.age")):
-        await asyncio.sleep(0.02)
-        assert victim.poll() is None
+    command = [sys.executable, "-c", CUT_SHORT, "backup", "create", "--no-queue", "--throttle", "0.4"]
+    victim = await asyncio.create_subprocess_exec(*command, env=environ)
+    await until(lambda: list(folder.glob("*/*.age")))
+    assert victim.returncode is None
     victim.kill()
-    victim.wait()
+    await victim.wait()
     settings = configured(BACKUP_URL=str(folder), DATABASE_URL=shop)
     assert catalogue.read(open_storage(settings), now=time.time()).entries == ()
     later = catalogue.read(open_storage(settings), now=time.time() + 2 * catalogue.ABANDONED)
     assert later.abandoned
-    deadline = time.monotonic() + 20
-    while True:  # the lock ends with the victim's session
-        try:
-            await runs.take(settings, None, with_queue=False)
-            break
-        except JobStateError:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+    await until(lambda: "pg_dump --format" not in processes())
+    await runs.take(settings, None, with_queue=False)
 
 
 # The command with parts so small that many are written.
-CUT_SHORT = "from oxherd.backup import sealing; sealing.PART = 50_000; from oxherd.cli import main; main()"
+CUT_SHORT = "from oxherd.backup import sealing; sealing.PART = 20_000; sealing.CHUNK = 50_000; from oxherd.cli import main; main()"
 
 
 async def test_no_password_is_an_argument(shop):
@@ -255,9 +242,7 @@ async def test_a_scratch_server_is_gone_after_verifying(shop, configured, monkey
     settings = configured(DATABASE_URL=shop)
     await runs.take(settings, None, with_queue=False)
     started: list[Postgres] = []
-    monkeypatch.setattr(
-        verify, "Postgres", lambda **named: started.append(Postgres(**named)) or started[-1]
-    )
+    monkeypatch.setattr(verify, "Postgres", lambda **named: started.append(Postgres(**named)) or started[-1])
     await runs.prove(settings, None)
     assert [each.running for each in started] == [False]
 
@@ -265,6 +250,6 @@ async def test_a_scratch_server_is_gone_after_verifying(shop, configured, monkey
 async def test_a_dump_that_fails_says_why_and_leaves_nothing(database_url, configured):
     await execute(database_url, "create role nobody_at_all nologin; create table t (i int)")
     settings = configured(DATABASE_URL=database_url, BACKUP_SCHEMAS="nowhere")
-    with pytest.raises(OxherdError, match="nowhere"):
+    with pytest.raises(OxherdError, match="no matching schemas"):
         await runs.take(settings, None, with_queue=False)
     assert list(open_storage(settings).objects()) == []
