@@ -15,6 +15,7 @@ from oxherd.cli import (
     alerts,
     approvals,
     backup,
+    audit,
     credentials,
     db,
     demo,
@@ -88,6 +89,7 @@ app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
 app.add_typer(backup.app, name="backup")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(wanted: bool) -> None:
