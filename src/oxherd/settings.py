@@ -12,7 +12,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -76,7 +76,10 @@ def _bytes(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RedisTarget:
-    """Where Redis is and how to log in, parsed from `REDIS_URL`."""
+    """Where Redis is and how to log in, parsed from `REDIS_URL`.
+
+    `prefix` is what the queue's keys begin with: on a Redis Cluster, the node that has those is meant.
+    """
 
     host: str
     port: int
@@ -85,6 +88,7 @@ class RedisTarget:
     username: str | None
     password: Secret | None
     tls: bool
+    prefix: str = ""
 
     @property
     def shown(self) -> str:
@@ -387,7 +391,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "JOB_QUEUE_PREFIX", "text", str, "bull", False, "nobody",
-        "BullMQ's key prefix; set it only where the producers set one.",
+        "BullMQ's key prefix; set it only where the producers set one. On a Redis Cluster it needs a hash tag: {bull}.",
     ),
     Variable(
         "JOB_CONCURRENCY", "whole number, 1 to 100000", _count(1, 100_000), "5", False, "nobody",
@@ -673,6 +677,8 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     faults += _missing(values, source, needs)
     if faults:
         raise SettingsError(faults)
+    if values["redis_url"] is not None:
+        values["redis_url"] = replace(values["redis_url"], prefix=values["job_queue_prefix"])
     return Settings(**values)
 
 
