@@ -70,10 +70,13 @@ class Cluster:
         """What each primary has."""
         return {node: set(self.ask(node).keys("*")) for node in self.nodes[:3] if node.running}
 
-    def move(self, low: int, high: int, *, to: Valkey) -> None:
-        """Move slots from `home` to another primary, while they are in use."""
-        client = self.ask(self.home)
-        client.execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", low, high, "NODE", _id(self.ask(to)))
+    def move(self, *, to: Valkey) -> None:
+        """Give the slot of `tag` to another primary while it is in use, by whichever node has it now."""
+        first = self.ask(to)
+        slot = first.execute_command("CLUSTER KEYSLOT", self._tag)
+        target = _id(first)
+        owner = next(node for node in self.nodes if node is not to and node.running and _has(self.ask(node), slot))
+        self.ask(owner).execute_command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target)
 
 
 def port_of(node: Valkey) -> int:
@@ -95,6 +98,11 @@ def until(look: Callable[[], bool], what: str, within: float = 15.0) -> None:
 
 def _id(client: Any) -> str:
     return str(client.execute_command("CLUSTER MYID"))
+
+
+def _has(client: Any, slot: int) -> bool:
+    spans = client.execute_command("CLUSTER SLOTS")
+    return any(low <= slot <= high and nodes[0][2] == _id(client) for low, high, *nodes in spans)
 
 
 def _knows_all(client: Any) -> bool:
