@@ -42,7 +42,9 @@ class Cluster:
         until(lambda: self.ask(self.nodes[3]).info("replication")["master_link_status"] == "up", "the replica follows")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for node in self.nodes:
             node.stop()
 

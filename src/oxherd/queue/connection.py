@@ -340,12 +340,15 @@ class Link:
             RedisUnreachable: the reply was lost; the command may or may not have run.
             RedisRefused: it did not run.
         """
-        await self._up.wait()
-        try:
-            return await self.send(*args)
-        except RedisRefused as error:
-            self._note(error)
-            raise
+        while True:
+            await self._up.wait()
+            try:
+                return await self.send(*args)
+            except RedisRefused as error:
+                self._note(error)
+                if error.code != "MOVED":
+                    raise
+                self._up.clear()  # it ran nowhere: ask the node that has the queue now
 
     async def run(self, loaded: Script, *args: bytes | str | float) -> Any:
         """Run a script with its keys and arguments; as `call`, and loads it first where Redis forgot it."""
