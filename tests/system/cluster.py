@@ -32,10 +32,10 @@ class Cluster:
     def __enter__(self) -> Self:
         for node in self.nodes:
             node.start()
-        first, *rest = (self.ask(node) for node in self.nodes)
+        first = self.ask(self.nodes[0])
         for node, (low, high) in zip(self.nodes, THIRDS, strict=False):
             self.ask(node).execute_command("CLUSTER ADDSLOTSRANGE", low, high)
-        for node, client in zip(self.nodes[1:], rest, strict=True):
+        for node in self.nodes[1:]:
             first.execute_command("CLUSTER MEET", "127.0.0.1", port_of(node), node._config["cluster-port"])
         until(lambda: all(_knows_all(self.ask(node)) for node in self.nodes), "the nodes know each other")
         self.ask(self.nodes[3]).execute_command("CLUSTER REPLICATE", _id(self.ask(self.home)))
