@@ -22,7 +22,17 @@ AGENT = {"name": "support", "model": "m", "budget": {"usd": 0.5}}
 
 
 @pytest.fixture
+def own_cluster(oxherd_without_engine) -> Iterator[Cluster]:
+    """One to mistreat."""
+    yield from started(oxherd_without_engine)
+
+
+@pytest.fixture(scope="module")
 def cluster(oxherd_without_engine) -> Iterator[Cluster]:
+    yield from started(oxherd_without_engine)
+
+
+def started(oxherd_without_engine) -> Iterator[Cluster]:
     try:
         with Cluster(TAG) as nodes:
             yield nodes
@@ -80,13 +90,13 @@ async def test_a_queue_without_a_hash_tag_is_refused_with_what_to_set(cluster, h
             pass
 
 
-async def test_a_job_survives_that_its_node_dies_and_that_its_queue_moves_to_another(cluster, herd):
-    async with working(herd, cluster.home.url) as worker:
+async def test_a_job_survives_that_its_node_dies_and_that_its_queue_moves_to_another(own_cluster, herd):
+    async with working(herd, own_cluster.home.url) as worker:
         running = await worker.add("opens", {})
         waiting = [await worker.add("oxherd.echo", {"n": n}, delay=300) for n in range(20)]
-        cluster.ask(cluster.home).execute_command("WAIT", 1, 2000)
+        own_cluster.ask(own_cluster.home).execute_command("WAIT", 1, 2000)
 
-        cluster.home.kill()
+        own_cluster.home.kill()
         await worker.events.wait(RedisBack, purpose="worker", within=20)
         herd.opened.set()
         assert await worker.result(running) == "through"
@@ -96,7 +106,7 @@ async def test_a_job_survives_that_its_node_dies_and_that_its_queue_moves_to_ano
         herd.opened.clear()
         running = await worker.add("opens", {})
         back = len(worker.events.all(RedisBack, purpose="worker"))
-        cluster.move(to=cluster.elsewhere)
+        own_cluster.move(to=own_cluster.elsewhere)
         await worker.events.wait(RedisBack, purpose="worker", count=back + 1, within=20)
         herd.opened.set()
         assert await worker.result(running) == "through"

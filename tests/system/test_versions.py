@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,8 @@ from stage import Stream
 from oxherd.queue.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
-BEFORE = "a0b7df2fdab3ed45f72b184d4379df603a313c83"  # the release before, until there are tags; move it forward when a release is made
+# The release before, until there are tags. Move it on when one is made.
+BEFORE = "a0b7df2fdab3ed45f72b184d4379df603a313c83"
 JOBS = 60
 
 
@@ -27,6 +30,10 @@ def earlier(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(fileobj=io.BytesIO(git.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    command = [sys.executable, "-c", "import oxherd; print(oxherd.__file__)"]
+    asked = {**os.environ, "PYTHONPATH": str(folder / "src")}
+    told = subprocess.run(command, env=asked, cwd=folder, capture_output=True, text=True, check=True)
+    assert told.stdout.startswith(str(folder)), "the environment's own oxherd comes first: nothing old would run"
     return folder / "src"
 
 
@@ -55,12 +62,13 @@ async def test_two_releases_share_a_queue_and_hand_jobs_to_each_other(earlier, s
     assert all(stream.finishes(job) == ["completed"] for job in jobs + held), "none lost, none twice"
 
 
-async def test_a_job_of_a_killed_new_worker_is_finished_by_an_old_one(earlier, start, stage, stream, runs_url):
+async def test_a_job_of_a_killed_new_worker_is_finished_by_an_old_one(earlier, start, stage, stream, runs_url, witness):
     new = await start(database_url=runs_url)
-    job = await stage.producer.add("ok", {"takes": 1.0})
+    job = await stage.producer.add("slow-step", {})
     await stream.news.until(lambda: "active" in stream.by_job.get(job, ()) or None)
     old = await start(database_url=runs_url, PYTHONPATH=str(earlier))
     new.kill()
+    witness.set("gate", 1)
     await settled(stream, [job])
     assert stream.finishes(job) == ["completed"]
     await old.said("job.ended", id=job, outcome="completed")
