@@ -55,7 +55,7 @@ async def test_two_releases_share_a_queue_and_hand_jobs_to_each_other(earlier, s
     assert all(any(line.get("event") == "job.ended" for line in worker.lines) for worker in (old, new))
 
     held = [await stage.producer.add("ok", {"takes": 1.0}) for _ in range(8)]
-    await stream.news.until(lambda: all("active" in stream.by_job.get(job, ()) for job in held) or None)
+    await stream.news.until(lambda: all("active" in stream.by_job.get(job, ()) for job in held) or None, 40)
     old.terminate()
     assert await old.exited() == 0
     await settled(stream, held)
@@ -65,7 +65,7 @@ async def test_two_releases_share_a_queue_and_hand_jobs_to_each_other(earlier, s
 async def test_a_job_of_a_killed_new_worker_is_finished_by_an_old_one(earlier, start, stage, stream, runs_url, witness):
     new = await start(database_url=runs_url)
     job = await stage.producer.add("slow-step", {})
-    await stream.news.until(lambda: "active" in stream.by_job.get(job, ()) or None)
+    await stream.news.until(lambda: "active" in stream.by_job.get(job, ()) or None, 40)
     old = await start(database_url=runs_url, PYTHONPATH=str(earlier))
     new.kill()
     witness.set("gate", 1)
@@ -76,4 +76,4 @@ async def test_a_job_of_a_killed_new_worker_is_finished_by_an_old_one(earlier, s
 
 async def settled(stream: Stream, jobs: list[str]) -> None:
     """Wait until the queue itself says that all have finished."""
-    await stream.news.until(lambda: all(stream.finishes(job) for job in jobs) or None, 20)
+    await stream.news.until(lambda: all(stream.finishes(job) for job in jobs) or None, 40)
