@@ -12,7 +12,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -76,7 +76,10 @@ def _bytes(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RedisTarget:
-    """Where Redis is and how to log in, parsed from `REDIS_URL`."""
+    """Where Redis is and how to log in, parsed from `REDIS_URL`.
+
+    `prefix` is what the queue's keys begin with: on a Redis Cluster, the node that has those is meant.
+    """
 
     host: str
     port: int
@@ -85,6 +88,7 @@ class RedisTarget:
     username: str | None
     password: Secret | None
     tls: bool
+    prefix: str = ""
 
     @property
     def shown(self) -> str:
@@ -402,7 +406,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "JOB_QUEUE_PREFIX", "text", str, "bull", False, "nobody",
-        "BullMQ's key prefix; set it only where the producers set one.",
+        "BullMQ's key prefix; set it only where the producers set one. On a Redis Cluster it needs a hash tag: {bull}.",
     ),
     Variable(
         "JOB_CONCURRENCY", "whole number, 1 to 100000", _count(1, 100_000), "5", False, "nobody",
@@ -625,6 +629,14 @@ TABLE: tuple[Variable, ...] = (
         "Where Railway's API is.",
     ),
     Variable(
+        "NOTIFY_SOCKET", "text", str, "", False, "nobody",
+        "Set by systemd: where the worker says that it is ready, alive and stopping.",
+    ),
+    Variable(
+        "WATCHDOG_USEC", "whole number of microseconds", _count(0, 10**12), "0", False, "nobody",
+        "Set by systemd: how long it waits for a sign of life before it kills the worker.",
+    ),
+    Variable(
         "RAILWAY_ENVIRONMENT_NAME", "text", str, "", False, "nobody",
         "Set by Railway; what Sentry calls this deployment.",
     ),
@@ -714,6 +726,8 @@ class Settings:
     railway_environment_id: str
     railway_service_id: str
     railway_api_url: str
+    notify_socket: str
+    watchdog_usec: int
     railway_environment_name: str
     railway_git_commit_sha: str
     railway_public_domain: str
@@ -791,6 +805,8 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     faults += _missing(values, source, needs)
     if faults:
         raise SettingsError(faults)
+    if values["redis_url"] is not None:
+        values["redis_url"] = replace(values["redis_url"], prefix=values["job_queue_prefix"])
     return Settings(**values)
 
 
