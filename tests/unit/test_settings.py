@@ -61,6 +61,7 @@ VALUES = {
     "GOOGLE_SERVICE_ACCOUNT_KEY": ('{"private_key": "hidden-google"}', None),
     "AZURE_STORAGE_ACCOUNT_NAME": ("backups", None),
     "AZURE_STORAGE_ACCOUNT_KEY": ("hidden-azure", None),
+    "AUDIT_KEY": (OLD_KEY, "hidden-audit"),
     "SENTRY_AUTH_TOKEN": ("hidden-sentry", None),
     "SENTRY_ORG": ("acme", None),
     "SENTRY_PROJECT": ("worker", None),

@@ -14,8 +14,8 @@ from oxherd import __version__
 from oxherd.cli import (
     alerts,
     approvals,
-    backup,
     audit,
+    backup,
     credentials,
     db,
     demo,
