@@ -180,7 +180,13 @@ async def test_a_backup_killed_in_the_middle_is_not_listed(shop, configured, key
 
 
 # The command with parts so small that many are written.
-CUT_SHORT = "from oxherd.backup import sealing; sealing.PART = 20_000; sealing.CHUNK = 50_000; from oxherd.cli import main; main()"
+CUT_SHORT = """
+from oxherd.backup import sealing
+from oxherd.cli import main
+
+sealing.PART, sealing.CHUNK = 20_000, 50_000
+main()
+"""
 
 
 async def test_no_password_is_an_argument(shop):
