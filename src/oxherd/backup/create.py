@@ -16,7 +16,6 @@ from typing import IO, Any
 
 import orjson
 
-from oxherd import __version__
 from oxherd.backup import facts, manifest, queue, sealing, tools
 from oxherd.backup.storage import Storage
 from oxherd.clock import mono, wall_ms
@@ -156,7 +155,7 @@ async def _take(
             task.cancel()
         await asyncio.gather(dump, reading, return_exceptions=True)
     return manifest.Manifest(
-        name=name, taken_at=server.taken_at, seconds=0.0, oxherd=__version__,
+        name=name, taken_at=server.taken_at, seconds=0.0, oxherd=manifest.oxherd_version(),
         database={
             "name": source.address.shown, "server": server.version, "major": server.major, "bytes": server.bytes,
             "encoding": server.encoding, "migration": server.migration, "supabase": server.supabase,

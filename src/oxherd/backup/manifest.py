@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -171,6 +172,11 @@ def find(names: Sequence[str], wanted: str) -> str:
         f"no backup is called {wanted}" if not found else f"{len(found)} backups begin with {wanted}",
         hint="oxherd backup list",
     )
+
+
+def oxherd_version() -> str:
+    """This release's."""
+    return version("oxherd")
 
 
 def mac(key: bytes, body: bytes) -> str:

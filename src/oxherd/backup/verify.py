@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from oxherd import __version__
 from oxherd.backup import facts, manifest, queue, restore, sealing, tools
 from oxherd.backup.catalogue import REPORT
 from oxherd.backup.create import Told, quiet
@@ -61,7 +60,7 @@ class Report:
 
     backup: str
     at: int
-    oxherd: str = __version__
+    oxherd: str = field(default_factory=manifest.oxherd_version)
     checks: list[Check] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
