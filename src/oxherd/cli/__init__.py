@@ -11,7 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from oxherd import __version__
-from oxherd.cli import alerts, approvals, credentials, db, demo, dev, enqueue, gate, jobs, runs, slo, spend, web, worker
+from oxherd.cli import (
+    alerts,
+    approvals,
+    credentials,
+    db,
+    demo,
+    dev,
+    enqueue,
+    gate,
+    jobs,
+    runs,
+    slo,
+    spend,
+    verify,
+    web,
+    worker,
+)
 from oxherd.errors import OxherdError
 
 EXIT_CODES = {
@@ -62,6 +78,7 @@ app.command(epilog=dev.EXAMPLES)(dev.dev)
 app.command(epilog=worker.EXAMPLES)(worker.worker)
 app.command(epilog=web.EXAMPLES)(web.web)
 app.command(epilog=enqueue.EXAMPLES)(enqueue.enqueue)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
