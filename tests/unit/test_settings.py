@@ -17,6 +17,7 @@ from oxherd.errors import SettingsError
 from oxherd.settings import TABLE, Secret, parse_duration, parse_key, parse_redis_url
 
 KEY = base64.b64encode(bytes(range(32))).decode()
+AUDIT_KEY = base64.b64encode(b"a" * 32).decode()
 OLD_KEY = base64.b64encode(bytes(32)).decode()
 
 # One good and one bad value per row; None where no text is wrong.
@@ -49,6 +50,7 @@ VALUES = {
     "API_READ_TOKEN": ("hidden-reads-0123", "with a space in it"),
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
+    "AUDIT_KEY": (AUDIT_KEY, "hidden-audit"),
     "SENTRY_AUTH_TOKEN": ("hidden-sentry", None),
     "SENTRY_ORG": ("acme", None),
     "SENTRY_PROJECT": ("worker", None),
@@ -437,6 +439,7 @@ def test_the_settings_know_every_secret_in_them():
         "hidden-three",
         KEY,
         OLD_KEY,
+        AUDIT_KEY,
         "hidden-five",
         GOOD["API_TOKEN"],
         GOOD["API_READ_TOKEN"],

@@ -204,8 +204,8 @@ def env(
         print_json({"variables": rows, "faults": faults, "asked": found.asked, "not_asked": away})
     else:
         _print_inventory(found)
-    if found.failing:
-        raise typer.Exit(1)
+    if found.failing or away:
+        raise typer.Exit(1 if found.failing else 3)
 
 
 def _print_inventory(found: Inventory) -> None:
