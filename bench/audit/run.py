@@ -83,11 +83,7 @@ def betterleaks(repo, folder):
         "commit-messages,tag-messages,reflogs", "--max-archive-depth", "3", "--output", str(out),
     ]  # fmt: skip
     raw = json.loads(call(command, out) or "[]")
-    return [secret_of(each) for each in (raw if isinstance(raw, list) else raw["findings"])]
-
-
-def secret_of(finding):
-    return next(value for name, value in finding.items() if name.lower() == "secret")
+    return [each["match"]["full"] for each in (raw["findings"] if isinstance(raw, dict) else raw)]
 
 
 def gitleaks(repo, folder):
@@ -132,7 +128,8 @@ def every_blob(repo):
 
 
 SCANNERS = {
-    "oxherd": oxherd, "kingfisher-bin": kingfisher, "kingfisher-bin, our rules": kingfisher_with_our_rules, "betterleaks": betterleaks, "gitleaks": gitleaks,
+    "oxherd": oxherd, "kingfisher-bin": kingfisher, "kingfisher-bin, our rules": kingfisher_with_our_rules,
+    "betterleaks": betterleaks, "gitleaks": gitleaks,
     "detect-secrets": detect_secrets,
 }  # fmt: skip
 
@@ -179,7 +176,7 @@ def main():
         for name in SCANNERS:
             try:
                 results[name] = measure(name, history, other, folder)
-            except (subprocess.SubprocessError, ValueError, KeyError) as error:
+            except (subprocess.SubprocessError, LookupError, TypeError, ValueError) as error:
                 print(f"{name}: {type(error).__name__}: {error}", flush=True)
                 continue
             print(name, json.dumps(results[name]), flush=True)
