@@ -558,17 +558,28 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     executor = run_steps_in_known_threads()
     service = Service(settings, herd, store=store)
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
+    stop_notifying = _notify_systemd(settings, service)
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
     try:
         if await shutdown.started(service.start()):
             await shutdown.wait()
     finally:
         await service.close()
+        stop_notifying()
     if not await handlers_ended(executor):
         emit(WorkerWarned(message="a handler ignores its cancellation: leaving without it"))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
+
+
+def _notify_systemd(settings: Settings, service: Service) -> Callable[[], None]:
+    if not settings.notify_socket:
+        return lambda: None
+    from oxherd.telemetry.systemd import Notifier
+
+    watchdog = settings.watchdog_usec / 1_000_000 or None
+    return Notifier(settings.notify_socket, watchdog, lambda: service.health.report()[0]).start()
 
 
 async def serve_web(settings: Settings, herd: Herd) -> None:
