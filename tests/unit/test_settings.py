@@ -17,7 +17,6 @@ from oxherd.errors import SettingsError
 from oxherd.settings import TABLE, Secret, parse_duration, parse_key, parse_redis_url
 
 KEY = base64.b64encode(bytes(range(32))).decode()
-AUDIT_KEY = base64.b64encode(b"a" * 32).decode()
 OLD_KEY = base64.b64encode(bytes(32)).decode()
 
 # One good and one bad value per row; None where no text is wrong.
@@ -50,7 +49,19 @@ VALUES = {
     "API_READ_TOKEN": ("hidden-reads-0123", "with a space in it"),
     "LOG_LEVEL": ("WARNING", "loud"),
     "LOG_FORMAT": ("json", "xml"),
-    "AUDIT_KEY": (AUDIT_KEY, "hidden-audit"),
+    "BACKUP_URL": ("s3://bucket/oxherd", "ftp://bucket"),
+    "BACKUP_RECIPIENTS": ("age1one, ssh-ed25519 two", None),
+    "BACKUP_IDENTITY": ("hidden-identity,hidden-older", None),
+    "BACKUP_SCHEMAS": ("public,oxherd", None),
+    "AWS_ACCESS_KEY_ID": ("hidden-id", None),
+    "AWS_SECRET_ACCESS_KEY": ("hidden-aws", None),
+    "AWS_SESSION_TOKEN": ("hidden-session", None),
+    "AWS_REGION": ("auto", None),
+    "AWS_ENDPOINT_URL": ("https://r2.example.com", "r2.example.com"),
+    "GOOGLE_SERVICE_ACCOUNT_KEY": ('{"private_key": "hidden-google"}', None),
+    "AZURE_STORAGE_ACCOUNT_NAME": ("backups", None),
+    "AZURE_STORAGE_ACCOUNT_KEY": ("hidden-azure", None),
+    "AUDIT_KEY": (OLD_KEY, "hidden-audit"),
     "SENTRY_AUTH_TOKEN": ("hidden-sentry", None),
     "SENTRY_ORG": ("acme", None),
     "SENTRY_PROJECT": ("worker", None),
@@ -439,7 +450,6 @@ def test_the_settings_know_every_secret_in_them():
         "hidden-three",
         KEY,
         OLD_KEY,
-        AUDIT_KEY,
         "hidden-five",
         GOOD["API_TOKEN"],
         GOOD["API_READ_TOKEN"],
