@@ -14,6 +14,8 @@ from oxherd import __version__
 from oxherd.cli import (
     alerts,
     approvals,
+    audit,
+    backup,
     credentials,
     db,
     demo,
@@ -88,6 +90,8 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.add_typer(backup.app, name="backup")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(wanted: bool) -> None:
