@@ -861,6 +861,11 @@ def _tokens(values: Mapping[str, Any], source: Mapping[str, str]) -> list[str]:
     return []
 
 
+def set_here() -> dict[str, str]:
+    """The table's variables that are set in this environment, as text."""
+    return {variable.name: os.environ[variable.name] for variable in TABLE if variable.name in os.environ}
+
+
 def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:
     """The environment for a child process.
 
