@@ -22,7 +22,7 @@ from oxherd import __version__
 from oxherd.clock import mono
 from oxherd.cloud.certificates import Server
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
-from oxherd.herd import Herd, echo
+from oxherd.herd import Herd, echo_of
 from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.answers import Answers
@@ -216,9 +216,17 @@ def build_vault(settings: Settings, store: Store | None) -> Vault:
     return Vault(KeyRing.of(settings.encryption_key, settings.encryption_keys_previous), store)
 
 
-def built_in_handlers(run_agent: Callable[..., Awaitable[Any]]) -> dict[str, Handler]:
-    """The handlers that every worker has, `agent.run` being that function."""
-    return {"agent.run": make_handler("agent.run", run_agent), "oxherd.echo": make_handler("oxherd.echo", echo)}
+def built_in_handlers(
+    run_agent: Callable[..., Awaitable[Any]], whoami: Callable[[], dict[str, Any]] = dict
+) -> dict[str, Handler]:
+    """The handlers that every worker has.
+
+    Parameters:
+        run_agent: what `agent.run` does.
+        whoami: what `oxherd.echo` says of the worker.
+    """
+    made = {"agent.run": run_agent, "oxherd.echo": echo_of(whoami)}
+    return {name: make_handler(name, function) for name, function in made.items()}
 
 
 def servers_of(settings: Settings) -> dict[str, Server]:
@@ -275,7 +283,7 @@ class Service:
             known=herd.agents,
             lookup=store.agent if store else None,
         )
-        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle))}
+        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle), self._whoami)}
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
@@ -294,6 +302,9 @@ class Service:
         self.desk = build_desk(settings, herd, store, promises)
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
+
+    def _whoami(self) -> dict[str, Any]:
+        return {"id": self.worker.id, "version": self.worker.version, "commit": self.worker.commit}
 
     def _ledger(self) -> Ledger:
         from oxherd.agents.budget import Caps, Purse

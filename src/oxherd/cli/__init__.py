@@ -26,6 +26,7 @@ from oxherd.cli import (
     runs,
     slo,
     spend,
+    verify,
     web,
     worker,
 )
@@ -79,6 +80,7 @@ app.command(epilog=dev.EXAMPLES)(dev.dev)
 app.command(epilog=worker.EXAMPLES)(worker.worker)
 app.command(epilog=web.EXAMPLES)(web.web)
 app.command(epilog=enqueue.EXAMPLES)(enqueue.enqueue)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
