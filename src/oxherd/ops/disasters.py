@@ -1,7 +1,7 @@
 """The disasters that Oxherd is prepared for: how each shows, and the runbook's commands in order. Data only.
 
-docs/disaster-recovery.md is made from this, drills run these commands, and `oxherd drill plan` shows them with the figures
-that were last measured: so what is written down is what was tried.
+docs/disaster-recovery.md is made from this, drills run these commands, and `oxherd drill plan` shows them with the
+figures that were last measured: so what is written down is what was tried.
 """
 
 from __future__ import annotations
@@ -57,19 +57,28 @@ PROVEN = Do("A real job proves that work is done again.", (NEW_JOB,))
 
 DISASTERS: tuple[Disaster, ...] = (
     Disaster(
-        "worker-down", "A worker died",
+        "worker-down",
+        "A worker died",
         "The alerts silent-worker, queue-age or no-progress; the platform shows a crash or an exit code.",
-        "Nothing. Its jobs run on elsewhere when their leases have run out: after 30 s at most, from the last step that was "
-        "kept.",
+        "Nothing. Its jobs run on elsewhere when their leases have run out: after 30 s at most, from the last step that "
+        "was kept.",
         (
-            Do("Look who is there. `seen` says how long ago a worker gave its last sign of life.", ("oxherd alerts list",)),
-            Do("Start another one where none is left, or let the platform do it.", ("oxherd deploy restart",), elsewhere=True),
+            Do(
+                "Look who is there. `seen` says how long ago a worker gave its last sign of life.",
+                ("oxherd alerts list",),
+            ),
+            Do(
+                "Start another one where none is left, or let the platform do it.",
+                ("oxherd deploy restart",),
+                elsewhere=True,
+            ),
             Do("What it ran is taken over without being asked.", ("oxherd jobs list --state active",)),
             PROVEN,
         ),
     ),
     Disaster(
-        "bad-deploy", "A deploy does not work",
+        "bad-deploy",
+        "A deploy does not work",
         "`oxherd deploy watch` ends with another code than 0; `/health` is 503 or answers nobody.",
         "Nothing: jobs wait, and what the old version ran was handed back.",
         (
@@ -77,25 +86,30 @@ DISASTERS: tuple[Disaster, ...] = (
             Do(
                 "Deploy the commit before it. A rollback brings back the old variables, too, also a secret that was revoked "
                 "since: across a rotation deploy the old commit instead.",
-                ("oxherd deploy rollback",), elsewhere=True,
+                ("oxherd deploy rollback",),
+                elsewhere=True,
             ),
             Do("Nothing is lost while no worker runs: jobs wait.", ("oxherd jobs list --state wait",)),
             PROVEN,
         ),
     ),
     Disaster(
-        "redis-down", "Redis is away, its data is not lost",
+        "redis-down",
+        "Redis is away, its data is not lost",
         "`/health` is 503, workers log `redis.lost`.",
         "Nothing, where Redis writes an append-only file: with `appendfsync everysec` what was added in the last second.",
         (
-            Do("Bring it back. Workers connect again by themselves, and what they have finished meanwhile is told then.",
-               elsewhere=True),
+            Do(
+                "Bring it back. Workers connect again by themselves, and what they have finished meanwhile is told then.",
+                elsewhere=True,
+            ),
             Do("The queue is as it was.", ("oxherd jobs list --state wait", "oxherd gate status")),
             PROVEN,
         ),
     ),
     Disaster(
-        "database-down", "Postgres is away, its data is not lost",
+        "database-down",
+        "Postgres is away, its data is not lost",
         "The alert store-away; `/health` says `store`.",
         "Nothing. Steps and results wait in the workers' memory, and no job is told to be finished before its result is kept.",
         (
@@ -105,19 +119,23 @@ DISASTERS: tuple[Disaster, ...] = (
         ),
     ),
     Disaster(
-        "provider-down", "The model service is away",
+        "provider-down",
+        "The model service is away",
         "The alerts failure-spike and slo-burn-fast; errors of the kind ModelUnreachable.",
         "Nothing. Jobs try again by their backoff, and those whose attempts are used up are dead letters.",
         (
-            Do("While it lasts, stop taking jobs, so that no attempts are spent.",
-               ("oxherd gate close --reason 'the model service is away'",)),
+            Do(
+                "While it lasts, stop taking jobs, so that no attempts are spent.",
+                ("oxherd gate close --reason 'the model service is away'",),
+            ),
             Do("When it is back, go on.", ("oxherd gate open",)),
             Do("Put what failed meanwhile back on the queue.", ("oxherd jobs replay --all --yes",)),
             PROVEN,
         ),
     ),
     Disaster(
-        "runaway-spend", "Money runs away",
+        "runaway-spend",
+        "Money runs away",
         "The alerts spend-spike or intake-stopped; BUDGET_DAILY_USD closes the gate by itself.",
         "Nothing: jobs wait.",
         (
@@ -128,13 +146,91 @@ DISASTERS: tuple[Disaster, ...] = (
             PROVEN,
         ),
     ),
-)  # fmt: skip
-
-
-def disaster(name: str) -> Disaster:
-    """One of them. Raises KeyError."""
-    return next((each for each in DISASTERS if each.name == name), None) or _unknown(name)
-
-
-def _unknown(name: str) -> Disaster:
-    raise KeyError(name)
+    Disaster(
+        "redis-lost",
+        "Redis has lost its data",
+        "`oxherd jobs list` is empty, producers' jobs never end; workers are idle and healthy.",
+        "Jobs that were added after the last backup. Runs and steps are in Postgres: what had been paid for is not paid again.",
+        (
+            Do(
+                "Keep workers from taking jobs while the queue is put back.",
+                ("oxherd gate close --reason 'the queue is being restored'",),
+            ),
+            Do(
+                "Put the queue back. Jobs that ended since are not run again.",
+                ('oxherd backup restore latest --queue --confirm "$QUEUE"',),
+            ),
+            Do("Go on.", ("oxherd gate open",)),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "database-lost",
+        "Postgres has lost its data",
+        "The alert store-away; `oxherd db status` says that tables are missing.",
+        "Runs and steps since the last backup: jobs that are under way pay for those steps again.",
+        (
+            Do(
+                "Keep workers from taking jobs. What they run waits for the database.",
+                ("oxherd gate close --reason 'the database is being restored'",),
+            ),
+            Do(
+                "Fill the empty or missing database from the newest backup.",
+                ('oxherd backup restore latest --confirm "$DATABASE"',),
+            ),
+            Do("Bring its tables to this version, then go on.", ("oxherd db migrate", "oxherd gate open")),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "bad-migration",
+        "A migration has destroyed data",
+        "Errors of the database in every run; the alert store-away.",
+        "Runs and steps since the backup. The broken database is kept under another name.",
+        (
+            Do("Keep workers from taking jobs.", ("oxherd gate close --reason 'the database is being restored'",)),
+            Do(
+                "Restore beside the live database and let the backup take its name; what was live stays under another.",
+                ('oxherd backup restore latest --confirm "$DATABASE"',),
+            ),
+            Do("Bring its tables to this version, then go on.", ("oxherd db migrate", "oxherd gate open")),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "backup-damaged",
+        "A backup can't be restored",
+        "The alert backup-unproven; `oxherd backup verify` ends with 1.",
+        "Nothing yet: the backups before it are there.",
+        (
+            Do("See what is wrong with the newest.", ("oxherd backup verify latest",), codes=(1,)),
+            Do("Prove an older one.", ("oxherd backup list", 'oxherd backup verify "$OLDER"')),
+            Do("Take a new one, and prove that.", ("oxherd backup create", "oxherd backup verify latest")),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "region-lost",
+        "Everything is gone but the backups",
+        "Neither Redis nor Postgres nor a worker answers.",
+        "What came after the last backup.",
+        (
+            Do(
+                "Set up Redis, Postgres and the variables elsewhere: REDIS_URL and DATABASE_URL are new, ENCRYPTION_KEY and "
+                "the keys of the backups are the old ones.",
+                elsewhere=True,
+            ),
+            Do(
+                "Fill the database, and bring its tables to this version.",
+                ('oxherd backup restore latest --confirm "$DATABASE"', "oxherd db migrate"),
+            ),
+            Do("Put the queue back.", ('oxherd backup restore latest --queue --confirm "$QUEUE"',)),
+            Do(
+                "Deploy workers there and point the producers to the new Redis.",
+                ("oxherd deploy watch",),
+                elsewhere=True,
+            ),
+            PROVEN,
+        ),
+    ),
+)

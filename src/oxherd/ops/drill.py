@@ -1,4 +1,4 @@
-"""Rehearsing disasters: a scratch stack under load, something breaks, the runbook's commands mend it, figures are taken.
+"""Rehearsing disasters: a scratch stack under load, something breaks, the runbook's commands mend it.
 
 Everything runs on this machine, on engines of its own, and is thrown away. What is measured is what people want to know
 beforehand: how long until all goes on (RTO), how much is gone (RPO), whether a job was lost or done twice.
@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from oxherd import settings as variables
 from oxherd.app import queue_client
-from oxherd.clock import mono, wall_ms
+from oxherd.clock import mono
 from oxherd.embedded.engine import free_port
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.together import started
@@ -35,6 +35,7 @@ from oxherd.queue.producer import NewJob
 from oxherd.store.migrate import migrate
 
 APP = "oxherd.ops.drill_app:herd"
+DATABASE = "drill"
 PATIENCE = 120.0  # seconds for all jobs to end after the last command
 COMMAND_PATIENCE = 180.0  # seconds for one command of a runbook
 ENDED = frozenset({State.COMPLETED, State.FAILED})
@@ -67,10 +68,11 @@ class Result:
     Attributes:
         name: the drill's.
         jobs: how many were on the queue when it broke, or were added meanwhile.
-        lost: names of those that were neither done nor kept as failed in the end.
+        lost: names of those that were neither done nor kept as failed in the end, though any backup had them.
+        gone: the same, of those that came after the backup: the price of the RPO.
         doubled: how many were done twice.
         paid_again: steps that were paid for again though they were kept.
-        under_way: steps that ran when it broke and were run again, which nothing can prevent.
+        repeated: steps that ran when it broke, or were kept after the backup, and were run again; nothing can prevent it.
         rto_seconds: from the damage until every job that was waiting or running then, and a new one, had ended.
         rpo_seconds: how far back what could be restored is; 0 where nothing is gone.
         commands: of the runbook, in order.
@@ -81,9 +83,10 @@ class Result:
     name: str
     jobs: int = 0
     lost: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     doubled: int = 0
     paid_again: int = 0
-    under_way: int = 0
+    repeated: int = 0
     rto_seconds: float = 0.0
     rpo_seconds: float = 0.0
     commands: list[Ran] = field(default_factory=list)
@@ -98,8 +101,8 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """The figures as JSON."""
         return {
-            "jobs": self.jobs, "lost": len(self.lost), "doubled": self.doubled, "paid_again": self.paid_again,
-            "under_way": self.under_way, "rto_seconds": round(self.rto_seconds, 1),
+            "jobs": self.jobs, "lost": len(self.lost), "gone": len(self.gone), "doubled": self.doubled,
+            "paid_again": self.paid_again, "repeated": self.repeated, "rto_seconds": round(self.rto_seconds, 1),
             "rpo_seconds": round(self.rpo_seconds, 1), "fault": self.fault, **self.figures,
             "commands": [{"command": ran.command, "code": ran.code, "seconds": ran.seconds} for ran in self.commands],
         }  # fmt: skip
@@ -135,7 +138,8 @@ class Stage:
         self.postgres = Postgres(config={"fsync": "off"})
         self.provider = Provider()
         self.workers: list[WorkerProcess] = []
-        self.jobs: dict[str, str] = {}
+        self.jobs: list[str] = []
+        self.backed_up: Backed | None = None
         self.extra: dict[str, str] = {}
         self._stack = contextlib.AsyncExitStack()
 
@@ -144,10 +148,11 @@ class Stage:
         await asyncio.to_thread(self._stack.enter_context, engines)
         await self._stack.enter_async_context(self.provider)
         self._stack.push_async_callback(self._stop_workers)
-        await migrate(self.postgres.url)
+        database = await asyncio.to_thread(self.postgres.create_database, DATABASE)
+        await migrate(database)
         self.variables = {
             "REDIS_URL": self.valkey.url,
-            "DATABASE_URL": self.postgres.url,
+            "DATABASE_URL": database,
             "OPENROUTER_BASE_URL": self.provider.base_url,
             "ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "API_TOKEN": secrets.token_urlsafe(24),
@@ -161,6 +166,17 @@ class Stage:
 
     async def _stop_workers(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(worker.stop, grace=1) for worker in self.workers))
+
+    async def move(self) -> None:
+        """Leave the engines for new, empty ones, as in another region; the old ones are gone."""
+        await asyncio.to_thread(self.valkey.kill)
+        await asyncio.to_thread(self.postgres.kill)
+        valkey, postgres = Valkey(tcp=True, append_only=True), Postgres(config={"fsync": "off"})
+        await asyncio.to_thread(self._stack.enter_context, started((valkey, postgres), lambda *_: None))
+        self.variables |= {
+            "REDIS_URL": valkey.url,
+            "DATABASE_URL": await asyncio.to_thread(postgres.create_database, DATABASE),
+        }
 
     # -- workers and jobs
 
@@ -198,7 +214,7 @@ class Stage:
         ]  # fmt: skip
         async with queue_client(self.settings) as (producer, _):
             ids = await producer.add_bulk(made)
-        self.jobs |= dict(zip(ids, names, strict=True))
+        self.jobs += ids
         return ids
 
     @property
@@ -230,12 +246,11 @@ class Stage:
 
     # -- the runbook
 
-    async def follow(self, result: Result, *, only: Callable[[str], bool] = lambda _: True) -> None:
-        """Run the runbook's commands in order. Raises CommandFailed: one ended with a code it should not."""
-        for step in self.disaster.steps:
-            for command in step.commands:
-                if not step.elsewhere and only(command):
-                    result.commands.append(await self.run(command, codes=step.codes))
+    async def follow(self, result: Result, steps: slice = slice(None)) -> None:
+        """Run the commands of these steps of the runbook. Raises CommandFailed: one ended with a code it should not."""
+        for step in self.disaster.steps[steps]:
+            for command in () if step.elsewhere else step.commands:
+                result.commands.append(await self.run(command, codes=step.codes))
 
     async def run(self, command: str, *, codes: Sequence[int] = (0,)) -> Ran:
         """Run a shell command with the stack's variables, `oxherd` being this program."""
@@ -258,7 +273,34 @@ class Stage:
             raise CommandFailed(f"{command}: exit code {code}: {' / '.join(words)}")
         return Ran(command, code, round(mono() - begun, 2))
 
+    async def sql(self, statement: str) -> None:
+        """Do something to the database that nobody should."""
+        import asyncpg
+
+        connection = await asyncpg.connect(self.variables["DATABASE_URL"])
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def back_up(self) -> None:
+        """Take a backup by Oxherd's own commands; the first time, make the keys for it."""
+        if self.backed_up is None:
+            await self.run("oxherd backup keygen --output backup.key")
+            lines = (self.folder / "backup.key").read_text().splitlines()
+            self.variables |= {
+                "BACKUP_URL": str(self.folder / "backups"),
+                "BACKUP_RECIPIENTS": lines[0].rpartition(" ")[2],
+                "BACKUP_IDENTITY": lines[1],
+            }
+            self.extra |= {"DATABASE": DATABASE, "QUEUE": self.settings.job_queue_name}
+        await self.run("oxherd backup create")
+        self.backed_up = Backed(mono(), len(self.jobs), len(self._lines()))
+
     # -- the figures
+
+    def _lines(self) -> list[str]:
+        return self.ledger.read_text().splitlines() if self.ledger.exists() else []
 
     async def measure(self, result: Result, since: float) -> None:
         """Wait for all jobs and count.
@@ -267,29 +309,46 @@ class Stage:
             result: is filled in.
             since: monotonic seconds of the damage.
         """
-        left = await self.until_ended(list(self.jobs))
+        left = await self.until_ended(self.jobs)
         result.rto_seconds = mono() - since
         result.jobs = len(self.jobs)
-        result.lost = [self.jobs[one] for one in left]
-        counted = count(self.ledger.read_text().splitlines() if self.ledger.exists() else [])
-        result.paid_again, result.doubled, result.under_way = counted
+        backup = self.backed_up or Backed(since, len(self.jobs), None)
+        result.rpo_seconds = since - backup.at
+        safe = set(self.jobs[: backup.jobs])
+        result.lost = [one for one in left if one in safe]
+        result.gone = [one for one in left if one not in safe]
+        result.paid_again, result.doubled, result.repeated = count(self._lines(), backup.lines)
 
 
-def count(lines: Sequence[str]) -> tuple[int, int, int]:
-    """From a ledger's lines: steps paid again though kept, jobs delivered twice, steps that were under way and ran again."""
+@dataclass(frozen=True, slots=True)
+class Backed:
+    """What a backup has for certain: when it was complete (monotonic seconds), how many jobs and lines of the ledger."""
+
+    at: float
+    jobs: int
+    lines: int | None
+
+
+def count(lines: Sequence[str], safe: int | None = None) -> tuple[int, int, int]:
+    """Steps that were paid again though they were kept, jobs that were delivered twice so, other repeated steps.
+
+    Parameters:
+        lines: of the ledger.
+        safe: only what these first lines say was kept had to be kept; all of it when left out.
+    """
     kept: set[tuple[str, str]] = set()
     paid: Counter[tuple[str, str]] = Counter()
     again: Counter[tuple[str, str]] = Counter()
-    for line in lines:
+    for number, line in enumerate(lines):
         what, name, step = line.split()
         place = (name, step)
-        if what == "kept":
-            kept.add(place)
-        else:
+        if what == "paid":
             paid[place] += 1
             again[place] += place in kept
-    under_way = sum(times - 1 - again[place] for place, times in paid.items() if times > 1)
-    return again.total(), len({name for name, step in again if again[name, step] and step == "deliver"}), under_way
+        elif safe is None or number < safe:
+            kept.add(place)
+    repeated = sum(times - 1 - again[place] for place, times in paid.items())
+    return again.total(), sum(1 for (_, step), times in again.items() if times and step == "deliver"), repeated
 
 
 async def rehearse(drill: Drill) -> Result:
@@ -310,8 +369,7 @@ async def rehearse(drill: Drill) -> Result:
 @contextlib.asynccontextmanager
 async def damage(stage: Stage, result: Result) -> AsyncIterator[None]:
     """What is done inside breaks something and mends it; then all jobs, and a new one, have to end."""
-    since, moment = mono(), wall_ms()
+    since = mono()
     yield
     await stage.add(1)
     await stage.measure(result, since)
-    result.figures.setdefault("broke_at", moment)
