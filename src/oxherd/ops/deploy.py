@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from oxherd.clock import mono
-from oxherd.cloud.railway import OVER, PENDING, Deployment, Place, Railway
+from oxherd.cloud.railway import OVER, PENDING, Deployment, Place, Railway, ServiceInstance
 from oxherd.errors import NotFound, OxherdError, ServiceRefused
 from oxherd.ops.diagnosis import Cause, Diagnosis, diagnose
 from oxherd.ops.plan import Plan, Step
@@ -20,6 +20,7 @@ SETTLE = 30.0  # seconds for which a SUCCESS is watched before it is believed
 TIMEOUT = 20 * 60.0  # seconds for a whole deploy
 LINES = 500  # of a log that are looked at
 REPORTED = 20  # deployments that are looked through for an earlier one
+DRAIN_MARGIN = 10.0  # seconds of draining beyond SHUTDOWN_GRACE, for handing jobs back and closing
 
 
 class Finding(Protocol):
@@ -384,3 +385,27 @@ async def guard(
         way=way,
         after=await watch(api, back, timeout=timeout, settle=settle, verify=verify, told=told),
     )
+
+
+def concerns(instance: ServiceInstance, *, grace: float) -> list[str]:
+    """What in the service's settings will hurt a worker, a line each.
+
+    Parameters:
+        instance: the settings.
+        grace: SHUTDOWN_GRACE, in seconds.
+    """
+    found = []
+    if not instance.healthcheck_path:
+        found.append("no healthcheck path: a deployment replaces the old one before it is known to work; set /health")
+    if (instance.draining or 0) < grace + DRAIN_MARGIN:
+        found.append(
+            f"draining is {instance.draining or 0} s: running jobs are killed, not finished; "
+            f"set RAILWAY_DEPLOYMENT_DRAINING_SECONDS to {grace + DRAIN_MARGIN:.0f}"
+        )
+    if instance.sleeps:
+        found.append("app sleeping is on: a sleeping worker takes no jobs")
+    if instance.cron:
+        found.append(f"it is a cron service ({instance.cron}): a worker has to run all the time")
+    if instance.restart_policy == "NEVER":
+        found.append("its restart policy is NEVER: after a crash nothing runs")
+    return found
