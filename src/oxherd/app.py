@@ -15,18 +15,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from oxherd import __version__
 from oxherd.clock import mono
+from oxherd.cloud.certificates import Server
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
-from oxherd.herd import Herd, echo
+from oxherd.herd import Herd, echo_of
 from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
 from oxherd.queue.feed import Entry, follow
+from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
+from oxherd.queue.timetable import Timetable
 from oxherd.queue.turns import Turns
 from oxherd.settings import Settings
 from oxherd.store import Store
@@ -34,15 +39,16 @@ from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
 from oxherd.telemetry.events import WebStarted, WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
-from oxherd.telemetry.slo import load_promises
+from oxherd.telemetry.slo import Promises, load_promises
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.links import Links
 from oxherd.vault.vault import Vault
 from oxherd.worker.approvals import Approvals, Asking
+from oxherd.worker.counting import Counting
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
-from oxherd.worker.indicators import Indicators
-from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_probe, store_probe
+from oxherd.worker.probes import backup_probe, certificate_probe, expiry_probe, spend_probe, store_probe
+from oxherd.worker.watchdogs import Watchdogs
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -210,9 +216,36 @@ def build_vault(settings: Settings, store: Store | None) -> Vault:
     return Vault(KeyRing.of(settings.encryption_key, settings.encryption_keys_previous), store)
 
 
-def built_in_handlers(run_agent: Callable[..., Awaitable[Any]]) -> dict[str, Handler]:
-    """The handlers that every worker has, `agent.run` being that function."""
-    return {"agent.run": make_handler("agent.run", run_agent), "oxherd.echo": make_handler("oxherd.echo", echo)}
+def built_in_handlers(
+    run_agent: Callable[..., Awaitable[Any]], whoami: Callable[[], dict[str, Any]] = dict
+) -> dict[str, Handler]:
+    """The handlers that every worker has.
+
+    Parameters:
+        run_agent: what `agent.run` does.
+        whoami: what `oxherd.echo` says of the worker.
+    """
+    made = {"agent.run": run_agent, "oxherd.echo": echo_of(whoami)}
+    return {name: make_handler(name, function) for name, function in made.items()}
+
+
+def servers_of(settings: Settings) -> dict[str, Server]:
+    """The servers that a worker speaks TLS with, by the variables that name them."""
+    redis, found = settings.redis_url, {}
+    if redis.tls:
+        found["REDIS_URL"] = Server(redis.host, redis.port)
+    if settings.database_url is not None:
+        from oxherd.store.address import parse
+
+        first = parse(settings.database_url).shown.partition("/")[0].partition(",")[0]
+        place = urlsplit(f"//{first}")
+        if place.hostname:
+            found["DATABASE_URL"] = Server(place.hostname, place.port or 5432, postgres=True)
+    for name, url in (("SUPABASE_URL", settings.supabase_url), ("OPENROUTER_BASE_URL", settings.openrouter_base_url)):
+        parts = urlsplit(url or "")
+        if parts.scheme == "https" and parts.hostname:
+            found[name] = Server(parts.hostname, parts.port or 443)
+    return found
 
 
 def build_links(settings: Settings) -> Links:
@@ -250,7 +283,7 @@ class Service:
             known=herd.agents,
             lookup=store.agent if store else None,
         )
-        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle))}
+        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle), self._whoami)}
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
@@ -263,11 +296,15 @@ class Service:
         self.health = Health(self.worker, store, facts)
         self._money = Link(settings.redis_url, "money", patience=PATIENCE)  # outlives the worker's: late bills
         self._agents.ledger = self._ledger()
-        self.indicators = Indicators(self._money, self.worker.keys)
-        self.watchdogs = self._watchdogs()
-        self.desk = build_desk(settings, herd, store)
+        self.counting = Counting(Indicators(self._money, self.worker.keys))
+        promises = load_promises(Path(settings.oxherd_config))
+        self.watchdogs = self._watchdogs(promises)
+        self.desk = build_desk(settings, herd, store, promises)
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
+
+    def _whoami(self) -> dict[str, Any]:
+        return {"id": self.worker.id, "version": self.worker.version, "commit": self.worker.commit}
 
     def _ledger(self) -> Ledger:
         from oxherd.agents.budget import Caps, Purse
@@ -282,15 +319,18 @@ class Service:
         limiter = Limiter(self._money, keys.calls, account)
         return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
 
-    def _watchdogs(self) -> Watchdogs:
-        stalled, store = self.worker.stalled, self._store
+    def _watchdogs(self, promises: Promises) -> Watchdogs:
+        stalled, store, keys = self.worker.stalled, self._store, self.worker.keys
+        timetable = Timetable(self._money, keys)
         return Watchdogs(
-            self._money, self.worker.keys, indicators=self.indicators,
-            promises=load_promises(Path(self._settings.oxherd_config)), channels=channels_of(self._settings),
+            self._money, keys, promises=promises, channels=channels_of(self._settings),
             runbooks=self._settings.runbooks_url, watching=lambda: stalled.watching, busy_at=lambda: stalled.busy_at,
             probes=[
                 expiry_probe({"SUPABASE_SERVICE_ROLE_KEY": self._settings.supabase_service_role_key}),
-                *([] if store is None else [store_probe(store), spend_probe(store)]),
+                certificate_probe(servers_of(self._settings)),
+                *([] if store is None else [
+                    store_probe(store), spend_probe(store), backup_probe(store, timetable, promises.backup_age),
+                ]),
             ],
         )  # fmt: skip
 
@@ -338,9 +378,9 @@ class Service:
         self._stops += [self._money.stop, self._agents.close]
         await self.worker.start()
         await self._agents.start()
-        await self.indicators.start(self.worker.executor.handlers, lambda: self.health.report()[0])
+        await self.counting.start(self.worker.executor.handlers, lambda: self.health.report()[0])
         await self.watchdogs.start()
-        self._stops += [self.indicators.stop, self.watchdogs.stop]
+        self._stops += [self.counting.stop, self.watchdogs.stop]
         version = await self._look_around(self.worker.consumer.link)
         await self.desk.link.start()
         self._stops.append(self.desk.link.stop)
@@ -416,17 +456,19 @@ class Service:
         _warn_of_no_token(self._settings)
 
 
-def build_desk(settings: Settings, herd: Herd, store: Store | None) -> Desk:
+def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Promises) -> Desk:
     """What the HTTP API answers with; its link is not started."""
     from oxherd.web.auth import Gatekeeper
     from oxherd.web.desk import Desk
+    from oxherd.web.levels import Levels
 
-    link = Link(settings.redis_url, "api", patience=PATIENCE)
+    keys, link = keys_of(settings), Link(settings.redis_url, "api", patience=PATIENCE)
     return Desk(
         link,
         lambda: Link(settings.redis_url, "reader"),
-        keys_of(settings),
+        keys,
         store=store,
+        levels=Levels(link, keys, promises=promises, runbooks=settings.runbooks_url, store=store),
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
         agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
@@ -447,7 +489,7 @@ class WebService:
         self._store = store
         self._began = mono()
         self._metrics = Metrics()
-        self.desk = build_desk(settings, herd, store)
+        self.desk = build_desk(settings, herd, store, load_promises(Path(settings.oxherd_config)))
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 
@@ -527,17 +569,28 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     executor = run_steps_in_known_threads()
     service = Service(settings, herd, store=store)
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
+    stop_notifying = _notify_systemd(settings, service)
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
     try:
         if await shutdown.started(service.start()):
             await shutdown.wait()
     finally:
         await service.close()
+        stop_notifying()
     if not await handlers_ended(executor):
         emit(WorkerWarned(message="a handler ignores its cancellation: leaving without it"))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
+
+
+def _notify_systemd(settings: Settings, service: Service) -> Callable[[], None]:
+    if not settings.notify_socket:
+        return lambda: None
+    from oxherd.telemetry.systemd import Notifier
+
+    watchdog = settings.watchdog_usec / 1_000_000 or None
+    return Notifier(settings.notify_socket, watchdog, lambda: service.health.report()[0]).start()
 
 
 async def serve_web(settings: Settings, herd: Herd) -> None:

@@ -161,6 +161,16 @@ class Standing:
         """The worst that fires, or None."""
         return self.burning[0].severity if self.burning else None
 
+    def dump(self) -> dict[str, Any]:
+        """As JSON-able data, for programs."""
+        promise = self.objective
+        return {
+            "name": promise.name, "sli": promise.sli, "promise": promise.words, "target": promise.target,
+            "threshold_s": promise.threshold, "window_s": promise.window, "job": promise.job,
+            "reached": self.count.ratio, "events": self.count.total, "bad": self.count.bad, "budget_left": self.left,
+            "severity": self.severity, "burn_rates": {f"{seconds:g}s": rate for seconds, rate in self.rates.items()},
+        }  # fmt: skip
+
 
 Measure = Callable[[Objective, float], Count]
 
@@ -206,15 +216,20 @@ class Promises:
         objectives: what was promised.
         no_progress: seconds that jobs may wait while none ends, before somebody is told.
         queue_age: seconds that the next job in line may wait.
+        backup_age: seconds that the last good backup may be old.
     """
 
     objectives: tuple[Objective, ...] = DEFAULTS
     no_progress: float = 15 * 60.0
     queue_age: float = 10 * 60.0
+    backup_age: float = 26 * HOUR
+
+
+_LIMITS = ("no_progress", "queue_age", "backup_age")
 
 
 def load_promises(path: Path) -> Promises:
-    """Read `oxherd.toml`: `[[slo]]` tables, and an `[alerts]` table with `no_progress` and `queue_age` as durations.
+    """Read `oxherd.toml`: `[[slo]]` tables, and an `[alerts]` table of durations, named as in Promises.
 
     Parameters:
         path: of the file; where there is none, the defaults hold.
@@ -231,9 +246,9 @@ def load_promises(path: Path) -> Promises:
     faults = [f"{key}: is not known; known are alerts, slo" for key in tables if key not in {"slo", "alerts"}]
     alerts = tables.get("alerts", {})
     read = _Reader(alerts, "alerts", faults) if isinstance(alerts, dict) else None
-    limits = {name: read(name, _seconds) for name in ("no_progress", "queue_age") if name in alerts} if read else {}
+    limits = {name: read(name, _seconds) for name in _LIMITS if name in alerts} if read else {}
     faults += [] if read else ["alerts: must be a table"]
-    faults += [f"alerts.{key}: is not known" for key in alerts if key not in {"no_progress", "queue_age"}]
+    faults += [f"alerts.{key}: is not known" for key in alerts if key not in _LIMITS]
     try:
         objectives = read_objectives(tables["slo"]) if "slo" in tables else DEFAULTS
     except UsageError as error:
