@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
-
 import pytest
 from deployed import DeployedWorker
 
@@ -13,6 +10,7 @@ from oxherd.app import queue_client
 from oxherd.cloud.railway import Railway
 from oxherd.ops import deploy
 from oxherd.ops.diagnosis import Cause
+from oxherd.ops.verify import Asked, verify
 from oxherd.settings import Secret, load
 
 pytestmark = pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
@@ -49,42 +47,17 @@ async def place(api):
     return await api.place()
 
 
-@dataclass
-class Check:
-    name: str
-    outcome: str
-    found: str
-    fix: str = ""
-
-
-@dataclass
-class Report:
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(check.outcome == "passed" for check in self.checks)
-
-
 @pytest.fixture
-def prove(redis_url, queue_name):
-    """A real job through Redis that the deployment has two seconds for."""
+def prove(api, redis_url, queue_name):
+    """`oxherd verify` of a deployment, with little patience."""
     settings = load({"REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name})
 
-    async def of(_):
-        async with queue_client(settings) as (producer, admin):
-            job_id = await producer.add("oxherd.echo", {"nonce": 7})
-            for _ in range(40):
-                job = await admin.job(job_id)
-                if job["returnvalue"] is not None:
-                    break
-                await asyncio.sleep(0.05)  # another process works on it
-            else:
-                reason = await admin.gate()
-                await admin.remove(job_id)
-                return Report((Check("test job", "failed", f"nobody ran it; gate: {reason or 'open'}"),))
-        right = job["returnvalue"] == {"nonce": 7}
-        return Report((Check("test job", "passed" if right else "failed", str(job["returnvalue"])),))
+    async def of(deployment):
+        async def said():
+            return [line.message for line in await api.deploy_logs(deployment.id)]
+
+        asked = Asked(queue_name, deployment.url, settings, commit=deployment.commit, logs=said, patience=2.0)
+        return await verify(asked)
 
     return of
 
