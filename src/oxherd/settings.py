@@ -676,6 +676,11 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     return Settings(**values)
 
 
+def variables_set() -> frozenset[str]:
+    """The names of the table's variables that this process was given."""
+    return frozenset(variable.name for variable in TABLE if os.environ.get(variable.name, "").strip())
+
+
 def _value(variable: Variable, source: Mapping[str, str]) -> Any:
     text = source.get(variable.name, "").strip() or variable.default
     return None if text is None else variable.parse(text)
