@@ -20,7 +20,7 @@ from oxherd.web.api import ENDPOINTS
 from oxherd.web.auth import Identity, Scope
 from oxherd.web.dashboard_charts import Bar, Chart, Line, bars, chart
 from oxherd.web.dashboard_masks import Masks
-from oxherd.web.dashboard_words import money, number, percent, span
+from oxherd.web.dashboard_words import money, number, percent, span, state
 from oxherd.web.desk import Desk
 from oxherd.web.endpoint import Ask
 from oxherd.web.levels import SPANS
@@ -110,7 +110,7 @@ async def overview(view: View) -> Shown:
         "alerts": alerts,
         "spent": spent,
         "span_name": picked,
-        "spans": tuple(SPANS),
+        "spans_items": [(each, view.link(span=each), each == picked, None) for each in SPANS],
         "charts": _charts(done),
         "totals": _totals(done),
         "has_store": view.desk.store is not None,
@@ -165,14 +165,20 @@ async def jobs(view: View) -> Shown:
         return RedirectResponse(f"/jobs/{quote(job_id, safe='')}", 303)
     filters = {name: view.query(name) for name in ("state", "name", "tenant", "cursor")}
     found, counts = await asyncio.gather(view.ask("listJobs", limit=LIMIT, **filters), view.desk.admin.counts())
-    return {**found, "counts": counts, "states": ORDER, "filters": filters, "masks": view.masks}
+    tabs = [("all", view.link(state=None, cursor=None), not filters["state"], None)]
+    tabs += [(state(each), view.link(state=each, cursor=None), filters["state"] == each, counts[each]) for each in ORDER]
+    return {**found, "tabs": tabs, "filters": filters, "masks": view.masks}
 
 
 async def runs(view: View) -> Shown:
     """A list of runs."""
     filters = {name: view.query(name) for name in ("status", "name", "tenant", "cursor")}
     found = await view.ask("listRuns", limit=LIMIT, **filters)
-    return {**found, "statuses": RUN_STATES, "filters": filters, "masks": view.masks}
+    states = ("", *RUN_STATES)
+    tabs = [
+        (state(each) or "all", view.link(status=each, cursor=None), filters["status"] == each, None) for each in states
+    ]
+    return {**found, "tabs": tabs, "filters": filters, "masks": view.masks}
 
 
 async def run(view: View) -> Shown:
@@ -277,6 +283,8 @@ async def spend(view: View) -> Shown:
     return {
         "days": days,
         "by": by,
+        "days_items": [(f"{each} days", view.link(days=each), each == days, None) for each in (7, 30, 90)],
+        "by_items": [(each, view.link(by=each), each == by, None) for each in ("agent", "model", "tenant")],
         "total": total,
         "calls": sum(line["calls"] for line in daily),
         "tokens": sum(line["input_tokens"] + line["output_tokens"] for line in daily),
