@@ -22,9 +22,11 @@ from oxherd.clock import mono
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.answers import Answers
 from oxherd.queue.connection import Link
 from oxherd.queue.feed import Entry, follow
+from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.queue.turns import Turns
@@ -34,15 +36,15 @@ from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
 from oxherd.telemetry.events import WebStarted, WorkerStarted, WorkerWarned, emit
 from oxherd.telemetry.metrics import Metrics
-from oxherd.telemetry.slo import load_promises
+from oxherd.telemetry.slo import Promises, load_promises
 from oxherd.vault.keyring import KeyRing
 from oxherd.vault.links import Links
 from oxherd.vault.vault import Vault
 from oxherd.worker.approvals import Approvals, Asking
+from oxherd.worker.counting import Counting
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
-from oxherd.worker.indicators import Indicators
-from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_probe, store_probe
+from oxherd.worker.watchdogs import Watchdogs, expiry_probe, spend_probe, store_probe
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -263,9 +265,10 @@ class Service:
         self.health = Health(self.worker, store, facts)
         self._money = Link(settings.redis_url, "money", patience=PATIENCE)  # outlives the worker's: late bills
         self._agents.ledger = self._ledger()
-        self.indicators = Indicators(self._money, self.worker.keys)
-        self.watchdogs = self._watchdogs()
-        self.desk = build_desk(settings, herd, store)
+        self.counting = Counting(Indicators(self._money, self.worker.keys))
+        promises = load_promises(Path(settings.oxherd_config))
+        self.watchdogs = self._watchdogs(promises)
+        self.desk = build_desk(settings, herd, store, promises)
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 
@@ -282,11 +285,10 @@ class Service:
         limiter = Limiter(self._money, keys.calls, account)
         return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
 
-    def _watchdogs(self) -> Watchdogs:
+    def _watchdogs(self, promises: Promises) -> Watchdogs:
         stalled, store = self.worker.stalled, self._store
         return Watchdogs(
-            self._money, self.worker.keys, indicators=self.indicators,
-            promises=load_promises(Path(self._settings.oxherd_config)), channels=channels_of(self._settings),
+            self._money, self.worker.keys, promises=promises, channels=channels_of(self._settings),
             runbooks=self._settings.runbooks_url, watching=lambda: stalled.watching, busy_at=lambda: stalled.busy_at,
             probes=[
                 expiry_probe({"SUPABASE_SERVICE_ROLE_KEY": self._settings.supabase_service_role_key}),
@@ -338,9 +340,9 @@ class Service:
         self._stops += [self._money.stop, self._agents.close]
         await self.worker.start()
         await self._agents.start()
-        await self.indicators.start(self.worker.executor.handlers, lambda: self.health.report()[0])
+        await self.counting.start(self.worker.executor.handlers, lambda: self.health.report()[0])
         await self.watchdogs.start()
-        self._stops += [self.indicators.stop, self.watchdogs.stop]
+        self._stops += [self.counting.stop, self.watchdogs.stop]
         version = await self._look_around(self.worker.consumer.link)
         await self.desk.link.start()
         self._stops.append(self.desk.link.stop)
@@ -416,17 +418,19 @@ class Service:
         _warn_of_no_token(self._settings)
 
 
-def build_desk(settings: Settings, herd: Herd, store: Store | None) -> Desk:
+def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Promises) -> Desk:
     """What the HTTP API answers with; its link is not started."""
     from oxherd.web.auth import Gatekeeper
     from oxherd.web.desk import Desk
+    from oxherd.web.levels import Levels
 
-    link = Link(settings.redis_url, "api", patience=PATIENCE)
+    keys, link = keys_of(settings), Link(settings.redis_url, "api", patience=PATIENCE)
     return Desk(
         link,
         lambda: Link(settings.redis_url, "reader"),
-        keys_of(settings),
+        keys,
         store=store,
+        levels=Levels(link, keys, promises=promises, runbooks=settings.runbooks_url, store=store),
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
         agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
@@ -447,7 +451,7 @@ class WebService:
         self._store = store
         self._began = mono()
         self._metrics = Metrics()
-        self.desk = build_desk(settings, herd, store)
+        self.desk = build_desk(settings, herd, store, load_promises(Path(settings.oxherd_config)))
         self._stops: list[Callable[[], Awaitable[Any]]] = []
         self.port = 0
 

@@ -11,7 +11,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   ├── ToolsUnreachable        a server of tools did
 │   └── ServiceUnreachable      a service around the worker, such as Sentry, did not answer
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
-├── ServiceRefused              a service around the worker, such as Sentry, refused                 1
+├── ServiceRefused              a service around the worker, such as Sentry, refused              3
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
@@ -128,6 +128,8 @@ class ServiceUnreachable(Unreachable):
 
 class ServiceRefused(OxherdError):
     """A service around the worker, such as Sentry, refused; the message has its words."""
+
+    exit_code = 3
 
 
 class RedisRefused(OxherdError):

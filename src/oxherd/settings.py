@@ -11,7 +11,7 @@ import binascii
 import hmac
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
@@ -454,6 +454,10 @@ TABLE: tuple[Variable, ...] = (
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
     ),
     Variable(
+        "AUDIT_KEY", "base64, 32 bytes", parse_key, None, True, "`oxherd audit fingerprints`",
+        "Keys the fingerprints of secrets in `.oxherd-audit.toml`; the same for all who run `oxherd audit secrets`.",
+    ),
+    Variable(
         "SENTRY_AUTH_TOKEN", "text", _secret, None, True, "`oxherd slo push`",
         "A Sentry token with the scopes org:write and alerts:write.",
     ),
@@ -541,6 +545,32 @@ TABLE: tuple[Variable, ...] = (
         "What Sentry calls this version of your code; the commit, else Oxherd's version, when unset.",
     ),
     Variable(
+        "RAILWAY_TOKEN", "text", _secret, None, True,
+        "`oxherd deploy` and `oxherd env`, unless RAILWAY_API_TOKEN is set",
+        "A project token of Railway: good for one environment of one project, and preferred.",
+    ),
+    Variable(
+        "RAILWAY_API_TOKEN", "text", _secret, None, True,
+        "`oxherd deploy` and `oxherd env`, unless RAILWAY_TOKEN is set",
+        "A token of a Railway account or workspace; not used where RAILWAY_TOKEN is set.",
+    ),
+    Variable(
+        "RAILWAY_PROJECT_ID", "id or name", str, "", False, "`oxherd deploy` and `oxherd env`, with RAILWAY_API_TOKEN",
+        "The project on Railway; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_ENVIRONMENT_ID", "id or name", str, "", False, "nobody",
+        "The environment there, where the token sees several; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_SERVICE_ID", "id or name", str, "", False, "nobody",
+        "The service there, where the project has several; set by Railway in its containers.",
+    ),
+    Variable(
+        "RAILWAY_API_URL", "URL (http, https)", _http_url, "https://backboard.railway.com/graphql/v2", False, "nobody",
+        "Where Railway's API is.",
+    ),
+    Variable(
         "RAILWAY_ENVIRONMENT_NAME", "text", str, "", False, "nobody",
         "Set by Railway; what Sentry calls this deployment.",
     ),
@@ -587,6 +617,7 @@ class Settings:
     api_read_token: Secret | None
     log_level: str
     log_format: str
+    audit_key: Secret | None
     sentry_auth_token: Secret | None
     sentry_org: str
     sentry_project: str
@@ -611,6 +642,12 @@ class Settings:
     sentry_traces_sample_rate: float
     sentry_environment: str
     sentry_release: str
+    railway_token: Secret | None
+    railway_api_token: Secret | None
+    railway_project_id: str
+    railway_environment_id: str
+    railway_service_id: str
+    railway_api_url: str
     railway_environment_name: str
     railway_git_commit_sha: str
     railway_public_domain: str
@@ -628,15 +665,18 @@ class Settings:
     @property
     def secrets(self) -> tuple[Secret, ...]:
         """Every secret value, and the passwords inside URLs, so that logs can hide them."""
-        values = [getattr(self, variable.name.lower()) for variable in TABLE if variable.secret]
-        values += [
-            getattr(self.redis_url, "password", None),
-            *_passwords(self.database_url),
-            *_passwords(self.alert_smtp_url),
+        return tuple(secret for _, secret in self.named_secrets)
+
+    @property
+    def named_secrets(self) -> tuple[tuple[str, Secret], ...]:
+        """The same, each with the name of its variable."""
+        named: list[tuple[str, Any]] = [
+            (variable.name, getattr(self, variable.name.lower())) for variable in TABLE if variable.secret
         ]
-        values += self.encryption_keys_previous
-        values += [*_in_headers(self.otel_exporter_otlp_headers), *_in_headers(self.otel_exporter_otlp_traces_headers)]
-        return tuple(value for value in values if isinstance(value, Secret))
+        named.append(("REDIS_URL", getattr(self.redis_url, "password", None)))
+        for name, parts in _INSIDE:
+            named += [(name, part) for part in parts(getattr(self, name.lower()))]
+        return tuple((name, value) for name, value in named if isinstance(value, Secret))
 
 
 def _in_headers(headers: Secret | None) -> list[Secret]:
@@ -652,12 +692,23 @@ def _passwords(url: Secret | None) -> list[Secret]:
     return [Secret(password), Secret(unquote(password))] if at and password else []
 
 
+# The secrets inside the values of variables.
+_INSIDE: tuple[tuple[str, Callable[[Any], Iterable[Secret]]], ...] = (
+    ("DATABASE_URL", _passwords),
+    ("ALERT_SMTP_URL", _passwords),
+    ("ENCRYPTION_KEYS_PREVIOUS", tuple),
+    ("OTEL_EXPORTER_OTLP_HEADERS", _in_headers),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", _in_headers),
+)
+
+
 def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = ("REDIS_URL",)) -> Settings:
     """Parse the environment.
 
     Parameters:
         environ: names and values; this process's environment when left out.
-        needs: variables the caller can't do without; `STORE` stands for a database of either kind.
+        needs: variables the caller can't do without; `STORE` stands for a database of either kind, `RAILWAY` for a
+            token of either kind.
 
     Raises:
         SettingsError: listing every fault, each with its fix and never with a value.
@@ -703,6 +754,11 @@ def _missing(values: Mapping[str, Any], source: Mapping[str, str], needs: tuple[
         missing.append(
             "DATABASE_URL (or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY) is missing: runs would not be "
             "recorded; set one, or start with --no-store to accept that"
+        )
+    if "RAILWAY" in needs and not any(source.get(name, "").strip() for name in ("RAILWAY_TOKEN", "RAILWAY_API_TOKEN")):
+        missing.append(
+            "RAILWAY_TOKEN is missing (or RAILWAY_API_TOKEN, of an account or a workspace); make one in the project's "
+            "settings on Railway, under Tokens"
         )
     if values.get("encryption_keys_previous") and not source.get("ENCRYPTION_KEY", "").strip():
         missing.append("ENCRYPTION_KEY is missing; ENCRYPTION_KEYS_PREVIOUS only opens what was sealed before")

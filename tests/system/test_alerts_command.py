@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.connection import Link
+from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.settings import child_environ, parse_redis_url
 from oxherd.telemetry.alerts import Alert, look
-from oxherd.worker.indicators import Indicators
-from oxherd.worker.watchdogs import AlertBook
 
 NOW = 1_780_000_000.0
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from oxherd.errors import Fatal
 from oxherd.herd import Herd
 from oxherd.settings import Secret
 from oxherd.store import SpendRow
+from oxherd.telemetry.alerts import Alert, Looked
 from oxherd.telemetry.events import ApiActed, AuditLost, attach
 from oxherd.web.api import ENDPOINTS
 from oxherd.web.auth import Scope
@@ -395,6 +397,69 @@ async def test_credentials_are_listed_without_their_values(place: Place):
     assert len(answer.json["credentials"]) == 2
     assert value not in answer.text
     assert "oxherd1." not in answer.text
+
+
+# -- service levels and alerts
+
+
+async def test_promises_and_charts_tell_what_jobs_did(place: Place):
+    job_id = await place.add("report")
+    await place.until(job_id, "completed")
+    await place.service.counting.stop()  # writes at once what it would write within 15 s
+    slo = await place.api("GET", "/slo")
+    assert {each["name"]: each["reached"] for each in slo["objectives"]} == {
+        "availability": None, "success": 1.0, "wait": 1.0,
+    }  # fmt: skip
+    assert slo["counted_since"]
+    points = (await place.api("GET", "/slo/series?span=1h&job=report"))["points"]
+    assert sum(each["completed"] for each in points) == 1
+    assert points[-1]["run_ms"]["p99"] or points[-2]["run_ms"]["p99"]
+    assert (await place.api("GET", "/slo/series?span=7d&job=other"))["points"][-1]["attempts"] == 0
+    await place.api("GET", "/slo/series?span=1y", expect=422)
+
+
+async def test_an_alert_is_listed_silenced_told_again_and_remembered(place: Place):
+    book, now = place.service.watchdogs.book, time.time()
+    alert = Alert("queue-age", "", "3 jobs wait", "ticket", now - 60, now, told=now)
+    fresh = Alert("gate-closed", "", "a backup", "ticket", now, now)
+    ended = Alert("slo-burn-fast", "wait", "99 % of jobs start", "page", now - 900, now - 600, told=now)
+    await book.keep(Looked(keep=[alert, fresh], over=[ended]))
+
+    async def listed(query: str = "") -> list[tuple[str, str]]:
+        return [(each["key"], each["state"]) for each in (await place.api("GET", f"/alerts{query}"))["alerts"]]
+
+    assert await listed() == [("queue-age", "firing"), ("gate-closed", "pending")]
+    assert await listed("?state=past") == [("slo-burn-fast/wait", "past")]
+    (shown,) = (await place.api("GET", "/alerts?state=firing"))["alerts"]
+    assert shown["runbook"].endswith("/queue-age.md")
+    body = {"pattern": "queue-*", "seconds": 600, "reason": "moving"}
+    made = await place.api("POST", "/alerts/silences", body, expect=201)
+    assert (made["by"], made["until"] > now * 1000) == ("api (token)", True)
+    assert await listed("?state=silenced") == [("queue-age", "silenced")]
+    assert (await place.api("GET", "/alerts/silences"))["silences"] == [made]
+    await place.api("DELETE", "/alerts/silences/queue-*")
+    assert await listed("?state=firing") == [("queue-age", "firing")]
+    await place.api("DELETE", "/alerts/silences/queue-*", expect=404)
+    lines = (await place.api("GET", "/audit"))["lines"]
+    assert [(line["action"], line["target"], line["outcome"]) for line in lines] == [
+        ("endSilence", "queue-*", 404), ("endSilence", "queue-*", 200), ("silenceAlerts", "queue-*", 201),
+    ]  # fmt: skip
+    assert lines[-1]["detail"] == body
+
+
+async def test_a_silence_that_would_silence_nothing_is_refused(place: Place):
+    refused = await place.api("POST", "/alerts/silences", {"pattern": "queue-agee", "seconds": 600}, expect=422)
+    assert refused["errors"][0]["field"] == "body.pattern"
+
+
+async def test_however_many_watch_the_queue_is_looked_at_once_in_a_moment(place: Place, witness: Redis):
+    witness.config_resetstat()
+    overviews = await asyncio.gather(*(place.service.desk.levels.overview() for _ in range(50)))
+    assert {each.counts["wait"] for each in overviews} == {0}
+    assert [each["alive"] for each in overviews[0].workers] == [True]
+    assert overviews[0].spent_today == 0
+    assert [each.objective.name for each in overviews[0].standings] == ["availability", "success", "wait"]
+    assert witness.info("commandstats")["cmdstat_zrevrange"]["calls"] == 1
 
 
 # -- schedules

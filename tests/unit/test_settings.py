@@ -73,6 +73,12 @@ VALUES = {
     "SENTRY_TRACES_SAMPLE_RATE": ("0.25", "25"),
     "SENTRY_ENVIRONMENT": ("staging", None),
     "SENTRY_RELEASE": ("app@1.2", None),
+    "RAILWAY_TOKEN": ("hidden-railway", None),
+    "RAILWAY_API_TOKEN": ("hidden-account", None),
+    "RAILWAY_PROJECT_ID": ("herd", None),
+    "RAILWAY_ENVIRONMENT_ID": ("production", None),
+    "RAILWAY_SERVICE_ID": ("worker", None),
+    "RAILWAY_API_URL": ("http://localhost:9/graphql/v2", "localhost:9"),
     "RAILWAY_ENVIRONMENT_NAME": ("production", None),
     "RAILWAY_GIT_COMMIT_SHA": ("0123abc", None),
     "RAILWAY_PUBLIC_DOMAIN": ("worker.up.railway.app", None),
@@ -423,6 +429,8 @@ def test_the_settings_know_every_secret_in_them():
     revealed = {secret.reveal() for secret in loaded.secrets}
     assert revealed == {
         "hidden-one",
+        "hidden-railway",
+        "hidden-account",
         "postgresql://u:p%40ss-word@h/app",
         "p%40ss-word",
         "p@ss-word",

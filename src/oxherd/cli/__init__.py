@@ -11,7 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from oxherd import __version__
-from oxherd.cli import alerts, approvals, credentials, db, demo, dev, enqueue, gate, jobs, runs, slo, spend, web, worker
+from oxherd.cli import (
+    alerts,
+    approvals,
+    audit,
+    credentials,
+    db,
+    demo,
+    dev,
+    enqueue,
+    gate,
+    jobs,
+    runs,
+    slo,
+    spend,
+    web,
+    worker,
+)
 from oxherd.errors import OxherdError
 
 EXIT_CODES = {
@@ -71,6 +87,7 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(wanted: bool) -> None:

@@ -11,8 +11,8 @@ from oxherd.errors import OxherdError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from oxherd.queue.alertbook import AlertBook
     from oxherd.settings import Settings
-    from oxherd.worker.watchdogs import AlertBook
 
 app = typer.Typer(no_args_is_help=True, help="See what is wrong, be left in peace for a while, try the channels.")
 

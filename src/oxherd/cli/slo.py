@@ -12,10 +12,10 @@ from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from oxherd.ops.plan import Plan
+    from oxherd.queue.alertbook import AlertBook
+    from oxherd.queue.indicators import Indicators
     from oxherd.telemetry.sla import Month
     from oxherd.telemetry.slo import Count, Objective, Standing
-    from oxherd.worker.indicators import Indicators
-    from oxherd.worker.watchdogs import AlertBook
 
 app = typer.Typer(no_args_is_help=True, help="What was promised, and whether it is kept.")
 
@@ -36,7 +36,7 @@ def status(as_json: Json = False) -> None:
 
     standings = worst_first(run_loop(ask()))
     if as_json:
-        print_json({"objectives": [_plain(each) for each in standings]})
+        print_json({"objectives": [each.dump() for each in standings]})
     else:
         rows = [
             (each.objective.name, each.objective.words, _percent(each.count.ratio), f"{each.left:.0%}", _burning(each))
@@ -190,15 +190,6 @@ async def _month(
         queue, first, last, now, begun, await counts(first, last), {day: await counts(day, day) for day in days},
         sorted(incidents, key=lambda alert: alert.since),
     )  # fmt: skip
-
-
-def _plain(each: Standing) -> dict[str, object]:
-    objective = each.objective
-    return {
-        "name": objective.name, "sli": objective.sli, "promise": objective.words, "target": objective.target,
-        "reached": each.count.ratio, "events": each.count.total, "bad": each.count.bad, "budget_left": each.left,
-        "severity": each.severity, "burn_rates": {f"{seconds:g}s": rate for seconds, rate in each.rates.items()},
-    }  # fmt: skip
 
 
 def _percent(ratio: float | None) -> str:

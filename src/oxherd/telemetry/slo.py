@@ -161,6 +161,16 @@ class Standing:
         """The worst that fires, or None."""
         return self.burning[0].severity if self.burning else None
 
+    def dump(self) -> dict[str, Any]:
+        """As JSON-able data, for programs."""
+        promise = self.objective
+        return {
+            "name": promise.name, "sli": promise.sli, "promise": promise.words, "target": promise.target,
+            "threshold_s": promise.threshold, "window_s": promise.window, "job": promise.job,
+            "reached": self.count.ratio, "events": self.count.total, "bad": self.count.bad, "budget_left": self.left,
+            "severity": self.severity, "burn_rates": {f"{seconds:g}s": rate for seconds, rate in self.rates.items()},
+        }  # fmt: skip
+
 
 Measure = Callable[[Objective, float], Count]
 

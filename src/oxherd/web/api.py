@@ -15,14 +15,17 @@ from oxherd.errors import NotFound
 from oxherd.queue import producer
 from oxherd.queue.dead import Bulk, Pick
 from oxherd.queue.idempotency import once
+from oxherd.queue.indicators import Point
 from oxherd.queue.pages import ORDER
 from oxherd.queue.schedule import Repeat
 from oxherd.store import AuditLine, RunFilter, WaitRow
+from oxherd.telemetry.alerts import KINDS, Silence, covers_any
 from oxherd.web import cursors, models
 from oxherd.web.answers import dump
 from oxherd.web.auth import Identity, Scope, keep_session, source_of
 from oxherd.web.desk import Desk
 from oxherd.web.endpoint import Ask, Endpoint
+from oxherd.web.levels import Told
 from oxherd.web.problems import Problem
 
 DRAINED_AT_ONCE = 1_000  # jobs
@@ -359,6 +362,84 @@ async def run_schedule(ask: Ask[models.ScheduleId, None]) -> dict[str, Any]:
     return {"id": await ask.desk.timetable.run_now(ask.params.id)}
 
 
+# -- service levels and alerts
+
+
+async def get_slo(ask: Ask[None, None]) -> dict[str, Any]:
+    """How the promises stand."""
+    since = await ask.desk.levels.counted_since()
+    return {
+        "objectives": [each.dump() for each in await ask.desk.levels.standings()],
+        "counted_since": None if since is None else since * 1000,
+    }
+
+
+async def get_series(ask: Ask[models.SeriesQuery, None]) -> dict[str, Any]:
+    """A chart."""
+    return {"points": [_point(each) for each in await ask.desk.levels.series(ask.params.span, ask.params.job)]}
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "at": point.at * 1000, "ms": int(point.seconds * 1000), "attempts": point.attempts, "errors": point.errors,
+        "completed": point.completed, "failed": point.failed, "wait_ms": _quantiles(point.wait),
+        "run_ms": _quantiles(point.run),
+    }  # fmt: skip
+
+
+def _quantiles(found: Sequence[float | None]) -> dict[str, float | None]:
+    return {
+        name: None if each is None else round(each, 1)
+        for name, each in zip(("p50", "p95", "p99"), found, strict=True)
+    }  # fmt: skip
+
+
+async def list_alerts(ask: Ask[models.AlertQuery, None]) -> dict[str, Any]:
+    """What is wrong, or was."""
+    wanted = ask.params.state
+    alerts = await ask.desk.levels.alerts(past=wanted == "past")
+    return {"alerts": [_alert(each) for each in alerts if wanted in {None, each.state}]}
+
+
+def _alert(told: Told) -> dict[str, Any]:
+    alert = told.alert
+    return {
+        "key": alert.key, "kind": alert.kind, "subject": alert.subject, "severity": alert.severity,
+        "state": told.state, "summary": alert.summary, "about": told.about, "runbook": told.runbook,
+        "since": int(alert.since * 1000), "seen": int(alert.seen * 1000),
+    }  # fmt: skip
+
+
+async def list_silences(ask: Ask[None, None]) -> dict[str, Any]:
+    """Those that have not ended."""
+    return {"silences": [_silence(each) for each in await ask.desk.levels.silences()]}
+
+
+async def silence_alerts(ask: Ask[None, models.NewSilence]) -> dict[str, Any]:
+    """Leave people in peace."""
+    asked = ask.body
+    if not covers_any(asked.pattern):
+        what = f"fits no alert; there are {', '.join(KINDS)}"
+        raise Problem(422, f"body.pattern: {what}", fields=[("body.pattern", what)])
+    by = asked.by or f"api ({ask.identity.actor})"
+    made = Silence(asked.pattern, wall_ms() / 1000 + asked.seconds, by, asked.reason)
+    await ask.desk.levels.silence(made)
+    return _silence(made)
+
+
+async def end_silence(ask: Ask[models.SilencePattern, None]) -> dict[str, Any]:
+    """Tell people again."""
+    if not await ask.desk.levels.unsilence(ask.params.pattern):
+        raise NotFound(f"there is no silence of {ask.params.pattern!r}")
+    return {"id": ask.params.pattern, "done": "removed"}
+
+
+def _silence(silence: Silence) -> dict[str, Any]:
+    return {
+        "pattern": silence.pattern, "until": int(silence.until * 1000), "by": silence.by, "reason": silence.reason,
+    }  # fmt: skip
+
+
 # -- the audit log, logins, the feed
 
 
@@ -498,6 +579,21 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              "anew.", "schedules", resume_schedule, _M.Schedule, params=_M.ScheduleId, scope=ACT, errors=(404, 409)),
     Endpoint("runSchedule", "POST", "/schedules/{id}/run", "Add one job as the schedule would, now.", "schedules",
              run_schedule, _M.Added, params=_M.ScheduleId, scope=ACT, status=201, errors=(404,)),
+
+    Endpoint("getSlo", "GET", "/slo", "Say how the promises stand: reached, error budget left, burn rates.",
+             "service levels", get_slo, _M.Objectives),
+    Endpoint("getSeries", "GET", "/slo/series", "Give a chart's points: throughput, errors, and percentiles of waits "
+             "and runs. A point is a minute up to an hour back, then five minutes, an hour, and six hours for a month.",
+             "service levels", get_series, _M.Series, params=_M.SeriesQuery),
+    Endpoint("listAlerts", "GET", "/alerts", "List what is wrong.", "alerts", list_alerts, _M.Alerts,
+             params=_M.AlertQuery),
+    Endpoint("listSilences", "GET", "/alerts/silences", "List the silences that have not ended.", "alerts",
+             list_silences, _M.Silences),
+    Endpoint("silenceAlerts", "POST", "/alerts/silences", "Tell nobody of some alerts for a while. What still goes on "
+             "then is told then. An earlier silence of the same pattern is replaced.", "alerts", silence_alerts,
+             _M.Silence, body=_M.NewSilence, scope=ACT, status=201),
+    Endpoint("endSilence", "DELETE", "/alerts/silences/{pattern}", "End a silence.", "alerts", end_silence, _M.Done,
+             params=_M.SilencePattern, scope=ACT, errors=(404,)),
 
     Endpoint("listAudit", "GET", "/audit", "List who did what through this API, the newest first.", "audit",
              list_audit, _M.AuditPage, params=_M.PageQuery, errors=(501,)),

@@ -20,6 +20,7 @@ from oxherd.web.approvals import Questions
 from oxherd.web.auth import Gatekeeper
 from oxherd.web.feed import Feed
 from oxherd.web.following import Following
+from oxherd.web.levels import Levels
 from oxherd.web.problems import Problem
 
 AUDIT_PATIENCE = 5.0  # seconds
@@ -33,6 +34,7 @@ class Desk:
         reader: makes another one, for somebody who follows a run.
         keys: of the queue.
         store: where runs are, or None.
+        levels: how the queue is doing.
         gatekeeper: who may.
         approvals: the questions that jobs ask people, or None without a store.
         agents: those of the product's own program: objects with `name` and `definition`.
@@ -45,6 +47,7 @@ class Desk:
         keys: Keys,
         *,
         store: Store | None,
+        levels: Levels,
         gatekeeper: Gatekeeper,
         approvals: Questions | None,
         agents: Callable[[], Sequence[dict[str, Any]]],
@@ -53,6 +56,7 @@ class Desk:
         self.keys = keys
         self.queue = keys.queue
         self.store = store
+        self.levels = levels
         self.gatekeeper = gatekeeper
         self.approvals = approvals
         self.agents = agents

@@ -178,7 +178,8 @@ class Endpoint:
             raise Problem.of_fields("body", error) from None
 
     async def _record(self, ask: Ask[Any, Any], values: Mapping[str, str], outcome: int) -> None:
-        target = "/".join(values.values()) or getattr(ask.body, "name", "") or ask.desk.queue
+        named = getattr(ask.body, "name", "") or getattr(ask.body, "pattern", "")
+        target = "/".join(values.values()) or named or ask.desk.queue
         source = source_of(ask.request)
         await ask.desk.record(AuditLine(ask.identity.actor, source, self.name, target, _detail(ask.body), outcome))
 

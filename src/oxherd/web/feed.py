@@ -14,6 +14,7 @@ from oxherd.clock import mono
 from oxherd.errors import OxherdError
 from oxherd.queue.admin import Admin
 from oxherd.web.answers import dump
+from oxherd.web.shared import Shared
 
 EVERY = 1.0  # seconds
 KEEP_ALIVE = 15.0  # seconds without news after which a comment keeps proxies from closing the connection
@@ -35,8 +36,7 @@ class Feed:
     def __init__(self, admin: Admin, stopped: asyncio.Event) -> None:
         self._admin = admin
         self._stopped = stopped
-        self._look: asyncio.Task[dict[str, Any]] | None = None
-        self._looked_at = 0.0
+        self._shared = Shared()
 
     async def watch(self, last_event_id: str | None = None) -> AsyncIterator[bytes]:
         """Server-sent events: `queue` whenever something changed, `away` once when Redis does not answer.
@@ -65,10 +65,8 @@ class Feed:
                 await asyncio.wait_for(self._stopped.wait(), EVERY)
 
     async def _message(self, position: Position | None) -> dict[str, Any] | None:
-        if self._look is None or (self._look.done() and mono() - self._looked_at >= EVERY / 2):
-            self._look = asyncio.create_task(self._look_now())
         try:
-            seen = await asyncio.shield(self._look)
+            seen = await self._shared.ask("look", EVERY / 2, self._look)
         except (OxherdError, TimeoutError):
             return None
         # A new watcher is told how things are, not what was.
@@ -76,8 +74,7 @@ class Feed:
         missed = len(events) == SHOWN
         return {**seen, "events": events, "missed": missed}
 
-    async def _look_now(self) -> dict[str, Any]:
-        self._looked_at = mono()
+    async def _look(self) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE):
             counts, gate, events = await asyncio.gather(
                 self._admin.counts(), self._admin.gate(), self._admin.newest_events(SHOWN)

@@ -627,6 +627,133 @@ class Schedules(Given):
     schedules: list[Schedule]
 
 
+# -- service levels and alerts
+
+
+class Objective(Given):
+    """How a promise stands."""
+
+    name: str
+    sli: str = Field(description="What is measured: see docs/slo.md.")
+    promise: str = Field(description="As a sentence.")
+    target: float = Field(description="The share of good events that was promised.")
+    threshold_s: float | None = Field(description="Seconds, where durations are measured.")
+    window_s: float = Field(description="Seconds over which the promise holds, until now.")
+    job: str | None = Field(description="Of jobs of this name only.")
+    reached: float | None = Field(description="The share of good events; null where nothing happened.")
+    events: float
+    bad: float = Field(description="How many of them broke the promise.")
+    budget_left: float = Field(description="1 is all of the error budget; below 0 the promise is broken.")
+    severity: Literal["page", "ticket"] | None = Field(description="Of the worst burning that alerts now.")
+    burn_rates: dict[str, float | None] = Field(
+        description="By window, such as `3600s`: how many times as fast as it may the budget burns."
+    )
+
+
+class Objectives(Given):
+    """How the promises stand, those with the least budget left first."""
+
+    objectives: list[Objective]
+    counted_since: int | None = Field(description="Null where nothing was counted yet.")
+
+
+class SeriesQuery(Taken):
+    """Which chart."""
+
+    span: Literal["1h", "6h", "24h", "7d", "30d"] = Field(default="1h", description="How long a time, until now.")
+    job: Text | None = Field(default=None, description="Of jobs of this name only.")
+
+
+class Quantiles(Given):
+    """What 50, 95 and 99 % of some durations do not exceed, to 12 %; null where nothing happened."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class SeriesPoint(Given):
+    """What happened in one step."""
+
+    at: int = Field(description="When it begins.")
+    ms: int = Field(description="How long it is: the newest one is not over yet.")
+    attempts: int
+    errors: int = Field(description="Attempts that ended in an error.")
+    completed: int = Field(description="Jobs.")
+    failed: int = Field(description="Jobs that failed for good.")
+    wait_ms: Quantiles
+    run_ms: Quantiles
+
+
+class Series(Given):
+    """A chart, the oldest point first; nothing from before the queue was counted. Workers write every 15 seconds."""
+
+    points: list[SeriesPoint]
+
+
+class AlertQuery(Taken):
+    """Which alerts."""
+
+    state: Literal["firing", "silenced", "pending", "past"] | None = Field(
+        default=None, description="All that are not over when left out: firing, silenced, and pending."
+    )
+
+
+class Alert(Given):
+    """Something that is wrong, or was."""
+
+    key: str
+    kind: str
+    subject: str = Field(description="What it is about, such as an objective's name.")
+    severity: Literal["page", "ticket"]
+    state: Literal["firing", "silenced", "pending", "past"] = Field(
+        description="People were told of it; they are left in peace; nobody was told yet; it is over."
+    )
+    summary: str
+    about: str = Field(description="What it means.")
+    runbook: str = Field(description="Where the page is that says what to do.")
+    since: int
+    seen: int = Field(description="When it was last there.")
+
+
+class Silence(Given):
+    """Nobody is told of some alerts for a while."""
+
+    pattern: str
+    until: int
+    by: str
+    reason: str
+
+
+class Silences(Given):
+    """Silences that have not ended."""
+
+    silences: list[Silence]
+
+
+class Alerts(Given):
+    """Alerts: those that page first, then the oldest; of those that are over, the newest first, 500 at most."""
+
+    alerts: list[Alert]
+
+
+class NewSilence(Taken):
+    """Of which alerts nobody is to be told, and for how long."""
+
+    pattern: Text = Field(
+        description="An alert's key or kind; `*` stands for anything.", examples=["queue-age", "slo-*"]
+    )
+    seconds: int = Field(ge=60, le=2_592_000, description="For how long.", examples=[7200])
+    reason: Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")] = ""
+    by: Text | None = Field(default=None, description="Who asks for it; how they are logged in when left out.")
+
+
+class SilencePattern(Taken):
+    """Which silence."""
+
+    pattern: Id
+
+
 # -- the audit log and logins
 
 

@@ -18,23 +18,23 @@ import orjson
 from oxherd.clock import mono, wall_ms
 from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.connection import Link
+from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.registry import Registry
 from oxherd.settings import Secret
 from oxherd.store import Store
-from oxherd.telemetry.alerts import Alert, Finding, Looked, Notice, Silence, look
+from oxherd.telemetry.alerts import Finding, Notice, look
 from oxherd.telemetry.channels import Channel, Wording, deliver
 from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, InternalFault, emit
 from oxherd.telemetry.slo import DAY, HOUR, Promises
-from oxherd.worker.indicators import Indicators
 
 MINUTE = 60.0
 EVERY = 60.0  # seconds between looks
 EVERY_IDLE = 120 * MINUTE  # the same once nothing has happened for a while
 IDLE_AFTER = 2 * MINUTE
 SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
-PAST = 500  # alerts that are over and kept for reports
 SLOW = 30.0  # seconds that a worker may need to stop, beyond its grace
 SPEND_LEAST = 1.0  # US dollars in an hour below which nobody is told
 HOUR_MS = 3_600_000
@@ -103,69 +103,11 @@ def jwt_expiry(text: str) -> float | None:
     return float(ends) if isinstance(ends, int | float) else None
 
 
-class AlertBook:
-    """Alerts and silences of a queue, as they are kept in Redis.
-
-    Parameters:
-        link: a connection to Redis.
-        keys: the queue's keys.
-    """
-
-    def __init__(self, link: Link, keys: Keys) -> None:
-        self._link = link
-        self._keys = keys
-
-    async def alerts(self) -> list[Alert]:
-        """What is wrong, or was until a moment ago; what nobody was told yet is among it."""
-        return [Alert.load(each) for each in await self._all(self._keys.alerts)]
-
-    async def past(self) -> list[Alert]:
-        """Those that are over, the newest first: the last 500 that people were told of."""
-        raw = await self._link.call(b"LRANGE", self._keys.past_alerts, 0, -1)
-        return [Alert.load(orjson.loads(each)) for each in raw]
-
-    async def silences(self) -> list[Silence]:
-        """Those that have not ended."""
-        found = [Silence(**each) for each in await self._all(self._keys.silences)]
-        return [each for each in found if each.until > wall_ms() / 1000]
-
-    async def silence(self, silence: Silence) -> None:
-        """Tell nobody of these alerts until then; an earlier silence of the same pattern is replaced."""
-        now = wall_ms() / 1000
-        for each in await self._all(self._keys.silences):
-            if each["until"] <= now:
-                await self.unsilence(each["pattern"])
-        kept = {name: getattr(silence, name) for name in silence.__slots__}
-        await self._link.call(b"HSET", self._keys.silences, silence.pattern, orjson.dumps(kept))
-
-    async def unsilence(self, pattern: str) -> bool:
-        """End a silence; False where there was none of that pattern."""
-        return bool(await self._link.call(b"HDEL", self._keys.silences, pattern))
-
-    async def keep(self, looked: Looked) -> None:
-        """Write what a look came to."""
-        if looked.over:
-            ended = [orjson.dumps(alert.dump()) for alert in looked.over]
-            await self._link.call(b"LPUSH", self._keys.past_alerts, *ended)
-            await self._link.call(b"LTRIM", self._keys.past_alerts, 0, PAST - 1)
-        if looked.forget:
-            await self._link.call(b"HDEL", self._keys.alerts, *looked.forget)
-        if looked.keep:
-            pairs: list[str | bytes] = []
-            for alert in looked.keep:
-                pairs += [alert.key, orjson.dumps(alert.dump())]
-            await self._link.call(b"HSET", self._keys.alerts, *pairs)
-
-    async def _all(self, key: bytes) -> list[dict[str, Any]]:
-        return [orjson.loads(each) for each in await self._link.call(b"HVALS", key)]
-
-
 class Watchdogs:
     """Looks, and tells.
 
     Parameters:
         link, keys: where the queue is.
-        indicators: what all workers have done.
         promises: what was promised, and how long things may last.
         channels: where people are told; the log is told in any case.
         runbooks: the address of the runbooks' folder.
@@ -174,12 +116,11 @@ class Watchdogs:
         probes: further findings, such as of the database or of backups.
     """
 
-    def __init__(  # noqa: PLR0913  it is told everything, it looks up nothing
+    def __init__(
         self,
         link: Link,
         keys: Keys,
         *,
-        indicators: Indicators,
         promises: Promises,
         channels: Sequence[Channel],
         runbooks: str,
@@ -191,7 +132,7 @@ class Watchdogs:
         self._link = link
         self._keys = keys
         self._admin = Admin(link, keys)
-        self._indicators = indicators
+        self._indicators = Indicators(link, keys)
         self._promises = promises
         self._channels = channels
         self._runbooks = runbooks

@@ -7,8 +7,11 @@ import orjson
 import pytest
 
 from oxherd.clock import wall_ms
+from oxherd.queue import alertbook, indicators
 from oxherd.queue.admin import REOPEN, Admin
+from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.connection import Link
+from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.settings import Secret, parse_redis_url
@@ -16,9 +19,8 @@ from oxherd.telemetry.alerts import CALM, Finding, Silence
 from oxherd.telemetry.channels import Undelivered
 from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, attach
 from oxherd.telemetry.slo import Objective, Promises, Sli
-from oxherd.worker import indicators, watchdogs
-from oxherd.worker.indicators import Indicators
-from oxherd.worker.watchdogs import AlertBook, Watchdogs, expiry_probe, spend_probe
+from oxherd.worker import watchdogs
+from oxherd.worker.watchdogs import Watchdogs, expiry_probe, spend_probe
 
 MINUTE = 60
 SUCCESS = Objective("success", Sli.SUCCESS, 0.99)
@@ -29,7 +31,7 @@ def clock(monkeypatch):
     class Clock:
         now = float(wall_ms() // 1000)
 
-    for module in (indicators, watchdogs):
+    for module in (alertbook, indicators, watchdogs):
         monkeypatch.setattr(module, "wall_ms", lambda: int(Clock.now * 1000))
     return Clock
 
@@ -82,7 +84,7 @@ class Stage:
             return self.wrong
 
         return Watchdogs(
-            self.link, self.keys, indicators=self.done, promises=Promises((SUCCESS,), **promises),
+            self.link, self.keys, promises=Promises((SUCCESS,), **promises),
             channels=[self.phone], runbooks="docs/runbooks", watching=lambda: True, busy_at=lambda: 0.0, probes=[probe],
         )  # fmt: skip
 

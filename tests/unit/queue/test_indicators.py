@@ -1,28 +1,18 @@
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
+from oxherd.queue import indicators
 from oxherd.queue.connection import Link
+from oxherd.queue.indicators import Histogram, Indicators, Tally, bucket_of, upper_ms
 from oxherd.queue.keys import Keys
 from oxherd.settings import parse_redis_url
-from oxherd.telemetry.events import JobEnded, emit
 from oxherd.telemetry.slo import DAY, HOUR, Objective, Sli
-from oxherd.worker import indicators
-from oxherd.worker.indicators import Histogram, Indicators, Tally, bucket_of, upper_ms
 
-NOW = 1_780_000_200  # seconds; begins a bucket of five minutes, not one of an hour
-
-
-def ended(job: str = "reply", outcome: str = "completed", wait_ms: int = 10, run_ms: float = 100.0, attempt: int = 1):
-    return JobEnded(
-        job=job, id="1", attempt=attempt, attempts=3, outcome=outcome, kind="", wait_ms=wait_ms, run_ms=run_ms,
-        total_ms=0, tokens=0, cost_usd=None, reason="",
-    )  # fmt: skip
+NOW = 1_780_000_200  # seconds; begins a minute, not an hour
 
 
 @pytest.fixture
@@ -71,34 +61,10 @@ def test_how_many_were_within_a_limit_is_off_by_no_more_than_the_bucket_it_lies_
     assert abs(found.within(limit) - exact) <= same
 
 
-async def test_what_two_workers_did_is_added_up_and_survives_them(link, queue_name, clock):
-    keys = Keys(queue_name)
-    for events in (
-        [ended(), ended(outcome="failed", run_ms=5000.0), ended("other", wait_ms=90_000)],
-        [ended(outcome="retried"), ended(attempt=2, wait_ms=999_999)],
-    ):
-        worker = Indicators(link, keys)
-        await worker.start(["reply"], lambda: True)
-        for event in events:
-            emit(event)
-        await worker.stop()
-    clock.now += 60
-    tally, counted = await Indicators(link, keys).tally(HOUR)
-    assert counted == 60
-    assert (tally.number("a"), tally.number("a", "reply"), tally.number("a", "_unknown")) == (5, 4, 1)
-    assert (tally.number("c"), tally.number("f"), tally.number("e")) == (3, 1, 2)
-    assert tally.histogram("w").total == 4  # a second attempt did not wait as a user does
-    assert tally.histogram("w").quantile(1.0) == pytest.approx(90_000, rel=0.13)
-    count = tally.count(Objective("x", Sli.SUCCESS, 0.9))
-    assert (count.good, count.total) == (3, 4)
-    count = tally.count(Objective("x", Sli.WAIT, 0.9, threshold=60.0))
-    assert (count.good, count.total) == (3, 4)
-
-
 async def test_a_window_takes_its_share_of_the_bucket_that_it_cuts(link, queue_name, clock):
     worker = Indicators(link, Keys(queue_name))
     await worker.write({"reply|c": 100})
-    clock.now += 450  # that bucket ended 150 s ago
+    clock.now += 330  # that minute ended 270 s ago
     tally, _ = await worker.tally(300)
     assert tally.number("c") == 50
     tally, _ = await worker.tally(600)
@@ -115,7 +81,7 @@ async def test_a_month_is_read_from_the_hours_and_the_fine_buckets_are_gone_by_t
     with Redis.from_url(redis_url) as redis:
         lives = {key: redis.ttl(key) for key in redis.scan_iter(f"*{queue_name}:sli:*") if not key.endswith(b"since")}
     assert len(lives) == 6
-    assert all(0 < life <= (DAY / 2 if b":300:" in key else 31 * DAY) for key, life in lives.items())
+    assert all(0 < life <= (DAY / 2 if b":60:" in key else 31 * DAY) for key, life in lives.items())
 
 
 async def test_minutes_without_a_healthy_worker_count_against_availability(link, queue_name, clock):
@@ -146,37 +112,58 @@ async def test_a_bad_hour_burns(link, queue_name, clock):
     assert found.left == pytest.approx(1 - 100 / 1200 / 0.01)
 
 
-async def test_what_redis_did_not_take_is_written_later(link, queue_name, valkey, monkeypatch):
-    worker = Indicators(link, Keys(queue_name))
-    await worker.start(["reply"], lambda: True)
-    emit(ended())
-    link.drop()
-    await worker._write_or_keep()
-    await link.ready()
-    await worker.stop()
-    tally, _ = await worker.tally(HOUR)
-    assert tally.number("c") == 1
-
-
-async def test_an_idle_worker_writes_nothing_but_its_minutes_and_those_rarely(link, queue_name, monkeypatch):
-    monkeypatch.setattr(indicators, "LOOK", 0.01)
-    monkeypatch.setattr(indicators, "IDLE_PAUSE", 0.3)
-    worker, writes = Indicators(link, Keys(queue_name)), []
-    wrote = asyncio.Event()
-
-    async def write(counted, minutes=()):
-        writes.append((dict(counted), set(minutes)))
-        wrote.set()
-
-    monkeypatch.setattr(worker, "write", write)
-    await worker.start(["reply"], lambda: True)
-    await asyncio.wait_for(wrote.wait(), 5)
-    await worker.stop()
-    assert writes[0][0] == {}
-    assert writes[0][1]
-
-
 def test_a_job_name_may_hold_any_character():
     tally = Tally()
     tally.add({"a|b|c": 2, "a|b|w12": 1, "up3": 1})
     assert (tally.number("c", "a|b"), tally.histogram("w", "a|b").total) == (2, 1)
+
+
+async def test_a_chart_has_a_point_for_each_step_and_none_from_before_anything_was_counted(link, queue_name, clock):
+    worker = Indicators(link, Keys(queue_name))
+    assert await worker.series(HOUR, 60) == []
+    await worker.write({"reply|a": 4, "reply|e": 1, "reply|c": 2, "reply|f": 1, "reply|r40": 3, "reply|r80": 1})
+    clock.now += 60
+    await worker.write({"other|a": 1, "other|c": 1, "other|w20": 1})
+    clock.now += 75  # the third minute is there for 15 s
+    points = await worker.series(HOUR, 60)
+    assert [(each.at, each.seconds, each.attempts, each.completed) for each in points] == [
+        (NOW, 60, 4, 2), (NOW + 60, 60, 1, 1), (NOW + 120, 15, 0, 0),
+    ]  # fmt: skip
+    assert (points[0].errors, points[0].failed) == (1, 1)
+    assert points[0].run == pytest.approx((100, 10_000, 10_000))
+    assert points[0].wait == (None, None, None)
+    assert [each.completed for each in await worker.series(6 * HOUR, 300)] == [3]
+    assert [each.completed for each in await worker.series(HOUR, 60, job="other")] == [0, 1, 0]
+
+
+async def test_a_chart_that_is_drawn_again_asks_redis_for_its_newest_points_only(link, queue_name, clock, monkeypatch):
+    worker, asked = Indicators(link, Keys(queue_name)), []
+    await worker.write({"reply|c": 1})
+    clock.now += 3000
+    call = link.call
+
+    def listen(*args):
+        asked.append(args)
+        return call(*args)
+
+    monkeypatch.setattr(link, "call", listen)
+    first = await worker.series(HOUR, 60)
+    assert len(asked) == len(first) + 1  # and since when
+    asked.clear()
+    worker.forget()
+    assert await worker.series(HOUR, 60) == first
+    assert len(asked) == 3  # those that some worker may still write
+
+
+async def test_counting_costs_one_command_however_much_was_counted(link, queue_name, clock, monkeypatch):
+    worker, asked = Indicators(link, Keys(queue_name)), []
+    await worker.write({"reply|c": 1})
+    call = link.call
+
+    def listen(*args):
+        asked.append(args)
+        return call(*args)
+
+    monkeypatch.setattr(link, "call", listen)
+    await worker.write({f"reply|r{each}": each for each in range(50)}, [NOW // 60])
+    assert len(asked) == 1

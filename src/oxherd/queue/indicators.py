@@ -1,37 +1,33 @@
-"""Service level indicators: what the workers of a queue did, counted compactly in Redis for 30 days.
+"""Service level indicators: what the workers of a queue did, kept compactly in Redis for 31 days.
 
-Each worker adds up its own events and writes them once a minute, or once in five while nothing happens. Counters of all
-workers merge, since they only ever grow. Two sizes of bucket are kept: five minutes for half a day, hours for a month.
+Counters of all workers merge, since they only ever grow. Two sizes of bucket are kept: minutes for half a day and
+hours for a month.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from oxherd.clock import mono, wall_ms
-from oxherd.errors import RedisRefused, RedisUnreachable
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
-from oxherd.telemetry.events import JobEnded, ModelCalled, attach
+from oxherd.queue.scripts import script
 from oxherd.telemetry.slo import BURNS, DAY, HOUR, Count, Objective, Sli, Standing, standing
 
 MINUTE = 60
-FINE, COARSE = 300, 3600  # seconds of a bucket
+FINE, COARSE = MINUTE, 3600  # seconds of a bucket
 FINE_KEPT, COARSE_KEPT = int(DAY / 2), int(31 * DAY)  # seconds
 FINE_REACH = 6 * HOUR  # windows up to this are read from the fine buckets
-BUSY_PAUSE, IDLE_PAUSE, LOOK = 60.0, 300.0, 15.0  # seconds between writes, and between looks at our own health
-LATE = IDLE_PAUSE + MINUTE  # seconds after which all minutes in which a worker was healthy have been written
+WRITTEN = {FINE: 90, COARSE: 360}  # seconds after a bucket's end by which all workers have written theirs
+LATE = WRITTEN[COARSE]  # minutes in which a worker was healthy are written that late
 FRESH = 5.0  # seconds for which what was read is not read again: one look asks for many windows
-LAST_WORD = 2.0  # seconds that the last write may take
+MOST_POINTS = 5_000  # of charts, that are kept once nothing changes them any more
 STEPS = 20  # buckets of a histogram per factor of ten: a bucket's ends are 12 % apart
 MOST = 8 * STEPS  # the last one has all above 100,000 s
-UNKNOWN = "_unknown"  # names no handler has share one, as in the metrics
-MOST_AGENTS = 50  # that are counted apart: definitions come with jobs, so there is no end to their names
 COUNTED = frozenset("aecfq")
 TIMES = {Sli.WAIT: "w", Sli.RUN: "r", Sli.FIRST_TOKEN: "t"}
 
@@ -133,8 +129,43 @@ class Tally:
                 return Count(times.within((objective.threshold or 0.0) * 1000), times.total)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What happened in one step of a chart.
+
+    Attributes:
+        at: when it begins, seconds since the epoch.
+        seconds: how long it is; the newest one is not over yet.
+        attempts, errors: attempts that ended, and those of them that ended in an error.
+        completed, failed: jobs.
+        wait, run: ms that 50, 95 and 99 % of them do not exceed, to 12 %; None where nothing happened.
+    """
+
+    at: int
+    seconds: float
+    attempts: int
+    errors: int
+    completed: int
+    failed: int
+    wait: tuple[float | None, ...]
+    run: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, tally: Tally, at: int, seconds: float, job: str | None) -> Point:
+        """The point of a tally, of one job name or of all."""
+        wait, run = tally.histogram("w", job), tally.histogram("r", job)
+        attempts, errors, completed, failed = (tally.number(kind, job) for kind in "aecf")
+        return cls(
+            at, seconds, attempts, errors, completed, failed,
+            tuple(wait.quantile(share) for share in QUANTILES), tuple(run.quantile(share) for share in QUANTILES),
+        )  # fmt: skip
+
+
+QUANTILES = (0.5, 0.95, 0.99)
+
+
 class Indicators:
-    """Writes what this worker did, and reads what all have done.
+    """The buckets of one queue, over a link it is given.
 
     Parameters:
         link: a connection to Redis.
@@ -144,120 +175,38 @@ class Indicators:
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
-        self._pending: Counter[str] = Counter()
-        self._minutes: set[int] = set()
-        self._known: frozenset[str] = frozenset()
-        self._healthy: Callable[[], bool] = bool
-        self._expiring: set[bytes] = set()
-        self._written_at = 0.0
-        self._detach: list[Callable[[], None]] = []
-        self._agents: set[str] = set()
-        self._task: asyncio.Task[None] | None = None
         self._closed: dict[bytes, dict[str, int]] = {}
         self._fresh: dict[bytes, tuple[float, dict[str, int]]] = {}
+        self._points: dict[tuple[int, int, str | None], Point] = {}
         self._since: int | None = None
 
-    # -- writing
+    async def write(
+        self, counted: Mapping[str, int], minutes: Iterable[int] = (), *, minute: int | None = None
+    ) -> None:
+        """Add counters to the buckets of a minute, and minutes in which a worker was healthy.
 
-    async def start(self, handlers: Iterable[str], healthy: Callable[[], bool]) -> None:
-        """Begin to count.
+        A lost reply is no reason to write again: then what was counted may be counted twice.
 
         Parameters:
-            handlers: the job names that are counted apart; all others share `_unknown`.
-            healthy: whether this worker is, now; quick.
+            counted: by name, see `Tally.add`.
+            minutes: since the epoch.
+            minute: the one in which it was counted; this one when left out.
         """
-        self._known = frozenset(handlers)
-        self._healthy = healthy
-        self._detach = [attach(self._job_ended, JobEnded), attach(self._model_called, ModelCalled)]
-        self._written_at = mono()
-        self._task = asyncio.create_task(self._keep_writing(), name="indicators")
+        at = wall_ms() // 1000 if minute is None else minute * MINUTE
+        hours: dict[int, list[int]] = {at // COARSE: []} if counted else {}
+        for each in minutes:
+            hours.setdefault(each // 60, []).append(each)
+        began = min([at, *(up * MINUTE for ups in hours.values() for up in ups)])
+        pairs = [part for pair in counted.items() for part in pair]
+        for hour, ups in hours.items():
+            await self._link.run(
+                script("countEvents"), self._bucket(FINE, at // FINE), self._bucket(COARSE, hour),
+                self._keys.indicators + b"since", began, FINE_KEPT, COARSE_KEPT, len(ups), *(up % 60 for up in ups),
+                *(pairs if hour == at // COARSE else ()),
+            )  # fmt: skip
 
-    async def stop(self) -> None:
-        """Write what is left, and end. Twice is fine."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        for detach in self._detach:
-            detach()
-        with contextlib.suppress(TimeoutError):  # a connection may hang without our knowing
-            async with asyncio.timeout(LAST_WORD):
-                await self._write_or_keep()
-
-    def _job_ended(self, event: JobEnded) -> None:
-        job = event.job if event.job in self._known else UNKNOWN
-        add = self._pending
-        add[f"{job}|a"] += 1
-        add[f"{job}|r{bucket_of(event.run_ms)}"] += 1
-        if event.attempt == 1:
-            add[f"{job}|w{bucket_of(event.wait_ms)}"] += 1
-        if event.outcome == "completed":
-            add[f"{job}|c"] += 1
-        elif event.outcome == "failed":
-            add[f"{job}|f"] += 1
-            add[f"{job}|e"] += 1
-            if event.kind == "quarantined":
-                add[f"{job}|q"] += 1
-        elif event.outcome == "retried":
-            add[f"{job}|e"] += 1
-
-    def _model_called(self, event: ModelCalled) -> None:
-        if event.first_token_s is None:
-            return
-        if len(self._agents) < MOST_AGENTS:
-            self._agents.add(event.agent)
-        agent = event.agent if event.agent in self._agents else UNKNOWN
-        self._pending[f"{agent}|t{bucket_of(event.first_token_s * 1000)}"] += 1
-
-    async def _keep_writing(self) -> None:
-        while True:
-            if self._healthy():
-                self._minutes.add(wall_ms() // 60_000)
-            waited = mono() - self._written_at
-            if waited >= (BUSY_PAUSE if self._pending else IDLE_PAUSE):
-                await self._write_or_keep()
-            await asyncio.sleep(LOOK)
-
-    async def _write_or_keep(self) -> None:
-        """Write; while Redis is away all is kept for the next time. A lost reply may count a minute's events twice."""
-        self._written_at = mono()
-        pending, self._pending = self._pending, Counter()
-        minutes, self._minutes = self._minutes, set()
-        try:
-            await self.write(pending, minutes)
-        except (RedisUnreachable, RedisRefused):
-            self._pending.update(pending)
-            self._minutes |= minutes
-
-    async def write(self, counted: Mapping[str, int], minutes: Iterable[int] = ()) -> None:
-        """Add counters to the buckets of this moment, and minutes (since the epoch) in which a worker was healthy."""
-        now = wall_ms() // 1000
-        sends = [
-            self._link.call(b"HINCRBY", key, name, number)
-            for size in (FINE, COARSE)
-            for key in [self._bucket(size, now)]
-            for name, number in counted.items()
-        ]
-        touched = {self._bucket(size, now) for size in (FINE, COARSE)} if counted else set()
-        for minute in minutes:
-            key = self._bucket(COARSE, minute * MINUTE)
-            sends.append(self._link.call(b"HSET", key, f"up{minute % 60}", 1))
-            touched.add(key)
-        fresh = touched - self._expiring
-        sends += [self._link.call(b"EXPIRE", key, self._kept(key)) for key in fresh]
-        if fresh:
-            sends.append(self._link.call(b"SET", self._keys.indicators + b"since", now, b"NX"))
-        await asyncio.gather(*sends)
-        self._expiring = (self._expiring & touched) | fresh
-
-    def _bucket(self, size: int, at: int) -> bytes:
-        return self._keys.indicators + b"%d:%d" % (size, at // size)
-
-    def _kept(self, key: bytes) -> int:
-        return FINE_KEPT if b":%d:" % FINE in key else COARSE_KEPT
-
-    # -- reading
+    def _bucket(self, size: int, place: int) -> bytes:
+        return self._keys.indicators + b"%d:%d" % (size, place)
 
     async def since(self) -> int | None:
         """Since when this queue is counted, seconds since the epoch; None where nothing was yet."""
@@ -300,6 +249,38 @@ class Indicators:
 
         return [standing(objective, measure) for objective in objectives]
 
+    async def series(self, seconds: float, step: int, *, job: str | None = None) -> list[Point]:
+        """What happened step by step until now, the oldest first; nothing from before this queue was counted.
+
+        Parameters:
+            seconds: of how long a time.
+            step: seconds of one point: a number of whole minutes up to six hours back, of whole hours up to 31 days.
+            job: of one job name only.
+        """
+        now, since = wall_ms() / 1000, await self.since()
+        if since is None:
+            return []
+        first = int(max(now - seconds, since)) // step
+        return list(
+            await asyncio.gather(*(self._point(place, step, now, job) for place in range(first, int(now) // step + 1)))
+        )
+
+    async def _point(self, place: int, step: int, now: float, job: str | None) -> Point:
+        known = self._points.get((step, place, job))
+        if known is not None:
+            return known
+        size = COARSE if step % COARSE == 0 else FINE
+        places = range(place * step // size, (place + 1) * step // size)
+        tally = Tally()
+        for fields in await asyncio.gather(*(self._read(size, each) for each in places)):
+            tally.add(fields)
+        point = Point.of(tally, place * step, min(now - place * step, step), job)
+        if _is_closed(size, places[-1], now):
+            if len(self._points) >= MOST_POINTS:
+                self._points.clear()
+            self._points[step, place, job] = point
+        return point
+
     async def _up_minutes(self, begin: float, end: float) -> tuple[int, int]:
         hours = range(int(begin) // COARSE, int(end) // COARSE + 1)
         buckets = await asyncio.gather(*(self._read(COARSE, hour) for hour in hours))
@@ -313,15 +294,16 @@ class Indicators:
         return up, max(last - first, 0)
 
     async def _read(self, size: int, place: int) -> dict[str, int]:
-        key = self._keys.indicators + b"%d:%d" % (size, place)
+        key = self._bucket(size, place)
         if key in self._closed:
             return self._closed[key]
         read_at, fields = self._fresh.get(key, (-math.inf, {}))
-        if mono() - read_at < FRESH:
+        now = wall_ms() / 1000
+        if mono() - read_at < FRESH or place * size > now:
             return fields
         flat = iter(await self._link.call(b"HGETALL", key))
         fields = {name.decode("utf-8", "replace"): int(number) for name, number in zip(flat, flat, strict=True)}
-        if (place + 1) * size + LATE < wall_ms() / 1000:  # nobody adds to it any more
+        if _is_closed(size, place, now):
             self._closed[key] = fields
             self._fresh.pop(key, None)
         else:
@@ -336,3 +318,8 @@ class Indicators:
             if place * size < now - (FINE_KEPT if size == FINE else COARSE_KEPT):
                 del self._closed[key]
         self._fresh.clear()
+
+
+def _is_closed(size: int, place: int, now: float) -> bool:
+    """Whether nobody adds to a bucket any more."""
+    return (place + 1) * size + WRITTEN[size] < now

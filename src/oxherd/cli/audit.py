@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oxherd.cli.printing import Json, note, print_json, print_table
+from oxherd.errors import UsageError
+
+if TYPE_CHECKING:
+    from oxherd.ops.audit_secrets import Report
+
+app = typer.Typer(no_args_is_help=True, help="Which secrets are where, who can read them, and what proves it.")
+
+LONGEST = 366  # days for which a finding can be accepted
+Baseline = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What was accepted; .oxherd-audit.toml of the folder when left out.")
+]
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd audit secrets\n  oxherd audit secrets ../app --output report.html\n"
+    "  oxherd audit secrets --staged            # a pre-commit hook\n"
+    "  oxherd audit secrets --since origin/main --output audit.sarif   # CI, on a pull request\n"
+    "  oxherd audit secrets --verify            # sends each finding to the service that issued it"
+)
+def secrets(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="A repository or a folder.")] = Path(),
+    staged: Annotated[bool, typer.Option("--staged", help="Only what is about to be committed.")] = False,
+    since: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="Only commits that this one does not have.")
+    ] = None,
+    shell_history: Annotated[bool, typer.Option("--shell-history", help="Also your shells' histories.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Ask each secret's service whether it still takes it: sends it there.")
+    ] = False,
+    baseline: Baseline = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there, in the form of its ending: html, sarif, json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for secrets in all of a repository's history, in files, and in what Docker would take. Exit code 1 on finds.
+
+    Deleted files, stashes, tags, messages and unreachable objects are looked through, also in mojibake, archives and
+    layers of base64. Nothing is sent anywhere unless --verify is given, and no secret is printed.
+    """
+    from oxherd import settings as variables
+    from oxherd.app import run_loop
+    from oxherd.ops import audit_formats, audit_known
+    from oxherd.ops.audit_secrets import audit
+    from oxherd.ops.audit_sources import Scope, repository
+
+    root = _folder(path)
+    settings = variables.load(needs=())
+    marker = audit_known.Marker(settings.audit_key)
+    known = audit_known.load(baseline or (repository(root) or root) / audit_known.FILE, marker)
+    report = audit(
+        root, Scope(staged, since, shell_history), marker, known, installed=settings.named_secrets,
+        today=datetime.now(UTC).date(), progress=lambda number: note(f"{number:,} texts"),
+    )  # fmt: skip
+    if verify:
+        from oxherd.ops.audit_verify import verified
+
+        report = run_loop(verified(report, settings))
+    if output is not None:
+        _write(report, output)
+    if as_json:
+        print_json(audit_formats.data(report))
+    elif output is None:
+        print(audit_formats.text(report), end="")
+    else:
+        note(f"written: {output}; {audit_formats.summary(report)}")
+    if report.failing:
+        raise typer.Exit(1)
+
+
+def _write(report: Report, output: Path) -> None:
+    import orjson
+
+    from oxherd.ops import audit_formats
+
+    match output.suffix:
+        case ".html":
+            output.write_text(audit_formats.page(report), "utf-8")
+        case ".sarif":
+            output.write_bytes(orjson.dumps(audit_formats.sarif(report), option=orjson.OPT_INDENT_2))
+        case ".json":
+            output.write_bytes(orjson.dumps(audit_formats.data(report), option=orjson.OPT_INDENT_2))
+        case _:
+            output.write_text(audit_formats.text(report), "utf-8")
+
+
+@app.command(
+    epilog="\b\nExample:\n  oxherd audit accept 3f0c9a52d1e84b7796aa0b1c2d3e4f50 "
+    "--reason 'a key of the test server' --days 90"
+)
+def accept(
+    fingerprint: Annotated[str, typer.Argument(metavar="FINGERPRINT", help="As `oxherd audit secrets` shows it.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it may stay.")],
+    days: Annotated[int, typer.Option(min=1, max=LONGEST, help="After that it counts again.")] = 90,
+    baseline: Baseline = None,
+    as_json: Json = False,
+) -> None:
+    """Accept a finding for some time: it is still shown, and no longer fails the audit."""
+    import re
+
+    from oxherd import settings as variables
+    from oxherd.ops import audit_known
+
+    if not re.fullmatch(r"[0-9a-f]{32}", fingerprint):
+        raise UsageError("FINGERPRINT must be the 32 hex digits that `oxherd audit secrets` shows")
+    if not reason.strip():
+        raise UsageError("--reason must say why the finding may stay")
+    file = baseline or Path(audit_known.FILE)
+    known = audit_known.load(file, audit_known.Marker(variables.load(needs=()).audit_key))
+    kept = audit_known.Accepted(fingerprint, reason.strip(), _today() + timedelta(days=days))
+    audit_known.save(file, audit_known.Known(known.key, {**known.accepted, fingerprint: kept}, known.installed))
+    if as_json:
+        print_json({"fingerprint": fingerprint, "reason": kept.reason, "expires": kept.expires, "file": str(file)})
+    else:
+        print(f"accepted until {kept.expires} in {file}")
+
+
+@app.command(epilog="\b\nExample:\n  railway run oxherd audit fingerprints   # then commit .oxherd-audit.toml")
+def fingerprints(baseline: Baseline = None, as_json: Json = False) -> None:
+    """List this installation's secrets as fingerprints, so that others can look for them without having them.
+
+    Needs AUDIT_KEY, which whoever looks needs too. The list replaces the one that the file has of the same variables.
+    """
+    from oxherd import settings as variables
+    from oxherd.ops import audit_known
+
+    settings = variables.load(needs=("AUDIT_KEY",))
+    marker, file = audit_known.Marker(settings.audit_key), baseline or Path(audit_known.FILE)
+    known = audit_known.load(file, marker)
+    secrets = [(name, value) for name, value in settings.named_secrets if name != "AUDIT_KEY"]
+    listed = audit_known.fingerprints(secrets, marker)
+    named = {each.variable for each in listed}
+    others = tuple(each for each in known.installed if each.variable not in named)
+    audit_known.save(file, audit_known.Known(known.key, known.accepted, (*others, *listed)))
+    if as_json:
+        print_json(
+            {"file": str(file), "installed": [{"variable": e.variable, "fingerprint": e.fingerprint} for e in listed]}
+        )
+    else:
+        print_table(("variable", "fingerprint"), [(each.variable, each.fingerprint) for each in listed])
+        note(f"written: {file}")
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"{path} is no folder")
+    return path.resolve()
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()

@@ -1,0 +1,188 @@
+"""A report on secrets as text for people, JSON, SARIF 2.1.0 and one HTML page. No form holds a secret."""
+
+from __future__ import annotations
+
+import html
+from datetime import UTC, datetime
+from typing import Any
+
+from oxherd import __version__
+from oxherd.ops.audit_rules import Level
+from oxherd.ops.audit_secrets import Finding, Report, Seen
+
+SHOWN = 5  # places of one secret that a page lists
+_LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.NOTE: "note"}
+_ABOUT = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+def data(report: Report) -> dict[str, Any]:
+    """The report as JSON."""
+    texts, size = report.looked_at
+    return {
+        "root": report.root, "day": report.today, "texts": texts, "bytes": size, "skipped": report.skipped,
+        "failing": len(report.failing), "findings": [_plain(each, report) for each in report.findings],
+    }  # fmt: skip
+
+
+def _plain(finding: Finding, report: Report) -> dict[str, Any]:
+    kept = finding.accepted
+    return {
+        "fingerprint": finding.fingerprint, "rule": finding.kind.rule, "what": finding.kind.name,
+        "service": finding.kind.service, "variable": finding.kind.variable or None, "shown": finding.shown,
+        "level": finding.level.word, "fails": finding.counts(report.today), "in_head": finding.in_head,
+        "live": finding.live, "rotation": finding.kind.rotation, "first": _place(finding.first),
+        "last": _place(finding.last), "seen": [_place(each) for each in finding.seen],
+        "accepted": None if kept is None else {"reason": kept.reason, "expires": kept.expires},
+    }  # fmt: skip
+
+
+def _place(seen: Seen) -> dict[str, Any]:
+    at = None if seen.at is None else _moment(seen.at)
+    return {
+        "path": seen.path, "line": seen.line, "place": seen.place.value, "commit": seen.commit, "author": seen.author,
+        "at": at, "in_head": seen.in_head, "encoding": seen.encoding or None,
+    }  # fmt: skip
+
+
+def _moment(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def text(report: Report) -> str:
+    """The report for people: a paragraph for each secret, the worst first."""
+    blocks = [_paragraph(each, report) for each in report.findings]
+    return "\n\n".join([*blocks, summary(report)]) + "\n"
+
+
+def summary(report: Report) -> str:
+    """One line: how many were found, in how much."""
+    texts, size = report.looked_at
+    failing, rest = len(report.failing), len(report.findings) - len(report.failing)
+    found = f"{failing} secret{'' if failing == 1 else 's'} to deal with" if failing else "no secret to deal with"
+    kept = f", {rest} accepted or harmless" if rest else ""
+    missed = f", {len(report.skipped)} skipped" if report.skipped else ""
+    return f"{found}{kept}; {texts:,} texts, {size / 1e6:.1f} MB looked at{missed}"
+
+
+def _paragraph(finding: Finding, report: Report) -> str:
+    lines = [
+        f"{finding.level.word}: {finding.kind.name}, {finding.shown}",
+        f"  first seen   {_where(finding.first)}",
+    ]
+    if finding.last != finding.first:
+        lines.append(f"  last seen    {_where(finding.last)}")
+    if len(finding.seen) > 2:
+        lines.append(f"  places       {len(finding.seen)} in all")
+    lines += [f"  in HEAD      {'yes' if finding.in_head else 'no'}", f"  still live   {_live(finding)}"]
+    lines += [f"  to do        {finding.kind.rotation}", f"  fingerprint  {finding.fingerprint}"]
+    if finding.accepted is not None:
+        lines.append(f"  accepted     {_accepted(finding, report)}")
+    return "\n".join(lines)
+
+
+def _where(seen: Seen) -> str:
+    place = f"{seen.path}:{seen.line}" if seen.commit is None or seen.path != seen.place.value else seen.path
+    how = f", in {seen.encoding}" if seen.encoding else ""
+    if seen.commit is None:
+        return f"{place} ({seen.place.value}{how})"
+    when = f" on {_moment(seen.at)[:10]}" if seen.at else ""
+    return f"{place} ({seen.place.value}{how}), {seen.commit[:12]}{when} by {seen.author}"
+
+
+def _live(finding: Finding) -> str:
+    return {None: "not asked, or nobody can tell", True: "YES", False: "no"}[finding.live]
+
+
+def _accepted(finding: Finding, report: Report) -> str:
+    assert finding.accepted is not None
+    over = "" if finding.accepted.expires > report.today else ", which has passed"
+    return f"until {finding.accepted.expires}{over}: {finding.accepted.reason}"
+
+
+def sarif(report: Report) -> dict[str, Any]:
+    """The report as SARIF 2.1.0, for GitHub's code scanning and others. Accepted findings are suppressed results."""
+    kinds = {each.kind.rule: each.kind for each in report.findings}
+    order = sorted(kinds)
+    rules = [
+        {
+            "id": rule, "name": kinds[rule].name, "shortDescription": {"text": kinds[rule].name},
+            "help": {"text": kinds[rule].rotation}, "defaultConfiguration": {"level": _LEVELS[kinds[rule].level]},
+            "properties": {"tags": ["security", "secret"], "security-severity": _severity(kinds[rule].level)},
+        }
+        for rule in order
+    ]  # fmt: skip
+    driver = {"name": "oxherd audit secrets", "semanticVersion": __version__, "rules": rules}
+    results = [_result(each, order.index(each.kind.rule), report) for each in report.findings]
+    run = {
+        "tool": {"driver": driver}, "results": results, "columnKind": "utf16CodeUnits",
+        "originalUriBaseIds": {"ROOT": {"description": {"text": "the repository's top folder"}}},
+    }  # fmt: skip
+    return {"$schema": _ABOUT, "version": "2.1.0", "runs": [run]}
+
+
+def _severity(level: Level) -> str:
+    return {Level.ERROR: "9.0", Level.WARNING: "5.0", Level.NOTE: "1.0"}[level]
+
+
+def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
+    from urllib.parse import quote
+
+    places = [
+        {
+            "physicalLocation": {
+                "artifactLocation": {"uri": quote(each.path, errors="surrogateescape"), "uriBaseId": "ROOT"},
+                "region": {"startLine": each.line},
+            },
+            "message": {"text": _where(each)},
+        }
+        for each in finding.seen
+    ]
+    made: dict[str, Any] = {
+        "ruleId": finding.kind.rule, "ruleIndex": index, "level": _LEVELS[finding.level],
+        "message": {"text": f"{finding.kind.name}, {finding.shown}. {finding.kind.rotation}"},
+        "locations": places[:1], "partialFingerprints": {"oxherdSecret/v1": finding.fingerprint},
+        "properties": {"inHead": finding.in_head, "live": finding.live},
+    }  # fmt: skip
+    if places[1:]:
+        made["relatedLocations"] = [{**each, "id": number} for number, each in enumerate(places[1:], 1)]
+    if finding.accepted is not None and report.today < finding.accepted.expires:
+        made["suppressions"] = [{"kind": "external", "justification": finding.accepted.reason}]
+    return made
+
+
+STYLE = (
+    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;"
+    "padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
+    "border-bottom:1px solid #8885;vertical-align:top;overflow-wrap:anywhere}.error,.failed{color:#b3261e;"
+    "font-weight:600}.warning{color:#8a5a00;font-weight:600}@media(prefers-color-scheme:dark){.error,.failed"
+    "{color:#ff8a80}.warning{color:#ffca80}}@media print{body{margin:0}}"
+)
+
+
+def page(report: Report) -> str:
+    """The report as one HTML file that needs nothing else."""
+    title = html.escape(f"Secrets in {report.root}, {report.today}")
+    heads = "".join(f"<th>{name}</th>" for name in ("level", "secret", "where", "in HEAD", "still live", "to do"))
+    rows = "".join(_row(each, report) for each in report.findings)
+    missed = "".join(f"<li>{html.escape(each)}</li>" for each in report.skipped)
+    skipped = f"<h2>Not read</h2><ul>{missed}</ul>" if missed else ""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(summary(report))}.</p>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{skipped}\n"
+    )
+
+
+def _row(finding: Finding, report: Report) -> str:
+    where = "<br>".join(html.escape(_where(each)) for each in finding.seen[:SHOWN])
+    if len(finding.seen) > SHOWN:
+        where += f"<br>and {len(finding.seen) - SHOWN} more"
+    what = html.escape(f"{finding.kind.name}, {finding.shown}") + f"<br><code>{finding.fingerprint}</code>"
+    if finding.accepted is not None:
+        what += f"<br>accepted {html.escape(_accepted(finding, report))}"
+    word = finding.level.word
+    return (
+        f'<tr><td class="{word}">{word}</td><td>{what}</td><td>{where}</td>'
+        f"<td>{'yes' if finding.in_head else 'no'}</td>"
+        f"<td>{_live(finding)}</td><td>{html.escape(finding.kind.rotation)}</td></tr>"
+    )

@@ -1,0 +1,314 @@
+"""`oxherd audit secrets`: look through all texts, and put what is found together by secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from oxherd.errors import OxherdError, UsageError
+from oxherd.ops.audit_known import Accepted, Known, Marker, Recogniser
+from oxherd.ops.audit_rules import INSTALLED, RULES, Kind, Level, kind_of, looks_fake, masked
+from oxherd.ops.audit_sources import Place, Scope, Text, texts
+from oxherd.ops.audit_views import views
+from oxherd.settings import Secret
+
+DEEPEST = 3  # archives within archives
+
+
+class AuditFailed(OxherdError):
+    """The scanner itself failed. Its message is left out: it could quote what was scanned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One place in which a secret was seen.
+
+    Attributes:
+        path, line: where.
+        place: which kind of place.
+        commit, author, at: what brought it, at what time (seconds since 1970); None where it is in no commit.
+        in_head: whether the newest commit has it.
+        encoding: how it was written, such as `base64`; empty where plainly.
+    """
+
+    path: str
+    line: int
+    place: Place
+    commit: str | None
+    author: str | None
+    at: int | None
+    in_head: bool
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One secret and everywhere it was seen, the earliest first.
+
+    Attributes:
+        fingerprint: identifies the secret without showing it.
+        shown: the secret, masked.
+        kind: whose it is.
+        level: how bad it is.
+        seen: where.
+        live: whether its service still takes it; None where nobody asked, or nobody can tell.
+        accepted: who looked at it said that it may stay; also where that has expired.
+        value: the secret itself.
+    """
+
+    fingerprint: str
+    shown: str
+    kind: Kind
+    level: Level
+    seen: tuple[Seen, ...]
+    live: bool | None = None
+    accepted: Accepted | None = None
+    value: Secret = field(default_factory=lambda: Secret(""), repr=False)
+
+    @property
+    def in_head(self) -> bool:
+        """Whether it is in the newest commit, or in a file that is about to be in one."""
+        return any(each.in_head or each.place in {Place.FILE, Place.STAGED} for each in self.seen)
+
+    @property
+    def first(self) -> Seen:
+        """The earliest place."""
+        return self.seen[0]
+
+    @property
+    def last(self) -> Seen:
+        """The latest place."""
+        return self.seen[-1]
+
+    def counts(self, today: date) -> bool:
+        """Whether it fails the audit: it is no note, and nobody has accepted it until a later day."""
+        accepted = self.accepted is not None and today < self.accepted.expires
+        return self.level > Level.NOTE and not accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an audit found.
+
+    Attributes:
+        root: what was looked through, by its name.
+        findings: the worst first.
+        looked_at: how many texts, and how many bytes of them.
+        skipped: what could not be read, and why.
+        today: the day of the audit.
+    """
+
+    root: str
+    findings: tuple[Finding, ...]
+    looked_at: tuple[int, int]
+    skipped: tuple[str, ...]
+    today: date
+
+    @property
+    def failing(self) -> tuple[Finding, ...]:
+        """What has to be dealt with."""
+        return tuple(each for each in self.findings if each.counts(self.today))
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    rule: str
+    value: Secret
+    line: int
+    encoding: str
+
+
+def audit(
+    root: Path,
+    scope: Scope,
+    marker: Marker,
+    known: Known,
+    *,
+    installed: Iterable[tuple[str, Secret]] = (),
+    today: date,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Look through everything of the scope. Sends nothing anywhere.
+
+    Parameters:
+        root: a folder; where it is in a git repository, the whole of that.
+        scope: what to look through.
+        marker: makes the fingerprints.
+        known: what was accepted, and fingerprints of the installation's secrets.
+        installed: the installation's secrets, as far as they are here, with their variables.
+        today: the day, to tell what has expired.
+        progress: told how many texts were looked at, now and then.
+
+    Raises:
+        UsageError: kingfisher is not installed, or git can't read the repository.
+        AuditFailed: the scanner failed.
+    """
+    detector = Detector(Recogniser(marker, installed, known.installed))
+    skipped: list[str] = []
+    gathered: dict[str, dict[Seen, _Hit]] = {}
+    number = size = 0
+    names: set[str] = set()
+    for text in _and_their_names(texts(root, scope, skipped.append), names):
+        number, size = number + 1, size + len(text.data)
+        for hit, seen in _hits(detector, text, skipped):
+            gathered.setdefault(hit.value.reveal(), {})[seen] = hit
+        if number % 500 == 0:
+            progress(number)
+    findings = [_finding(value, places, marker, known) for value, places in gathered.items()]
+    findings.sort(key=lambda each: (-each.level, not each.in_head, each.kind.rule, each.fingerprint))
+    values = [each.value.reveal() for each in findings]
+    return Report(
+        root.resolve().name, tuple(_with_masked_paths(each, values) for each in findings), (number, size),
+        tuple(sorted(set(skipped))), today,
+    )  # fmt: skip
+
+
+def _and_their_names(found: Iterable[Text], names: set[str]) -> Iterator[Text]:
+    """The texts, and at the end the names of all files: people put tokens there too."""
+    for text in found:
+        names.add(text.path)
+        yield text
+    yield Text("file names", "\n".join(sorted(names)).encode(errors="surrogateescape"), Place.FILE)
+
+
+def _hits(detector: Detector, text: Text, skipped: list[str]) -> Iterator[tuple[_Hit, Seen]]:
+    origins: Sequence[Any] = sorted(text.origins, key=lambda origin: origin.at) or [None]
+    for path, data in detector.unpacked(text.path, text.data, skipped):
+        try:
+            found = detector.hits(path, data)
+        except Exception as error:  # noqa: BLE001  whatever it is, its words may quote the text
+            raise AuditFailed(f"{text.path} could not be scanned: {type(error).__name__}") from None
+        for hit in found:
+            for origin in dict.fromkeys((origins[0], origins[-1])):
+                yield (
+                    hit,
+                    Seen(
+                        path, hit.line, text.place, origin and origin.commit, origin and origin.author,
+                        origin and origin.at, text.in_head, hit.encoding,
+                    ),
+                )  # fmt: skip
+
+
+def _finding(value: str, places: dict[Seen, _Hit], marker: Marker, known: Known) -> Finding:
+    hit = min(places.values(), key=lambda hit: _trust(hit.rule))
+    kind = kind_of(hit.rule, value)
+    mark = marker.of(value.encode(errors="surrogateescape"))
+    seen = sorted(places, key=lambda seen: (seen.at is None, seen.at or 0, seen.path, seen.line))
+    level = min(kind.level, _worst(seen))
+    return Finding(
+        mark, masked(value), kind, level, tuple(seen), accepted=known.accepted.get(mark), value=Secret(value)
+    )
+
+
+def _worst(seen: Sequence[Seen]) -> Level:
+    """How bad it can be at most, by where it is: a laptop's own files are where its secrets belong."""
+    places = {each.place for each in seen}
+    if places <= {Place.IGNORED}:
+        return Level.NOTE
+    return Level.WARNING if places <= {Place.IGNORED, Place.READABLE, Place.SHELL} else Level.ERROR
+
+
+def _trust(rule: str) -> int:
+    """Which of several rules that found the same says best what it is."""
+    order = (rule.startswith(INSTALLED), rule.startswith("oxherd."), "generic" not in rule and "jwt" not in rule, True)
+    return order.index(True)
+
+
+def _with_masked_paths(finding: Finding, values: Sequence[str]) -> Finding:
+    def hidden(path: str) -> str:
+        for value in values:
+            path = path.replace(value, masked(value))
+        return path
+
+    return dataclasses.replace(
+        finding, seen=tuple(dataclasses.replace(each, path=hidden(each.path)) for each in finding.seen)
+    )
+
+
+class Detector:
+    """Finds secrets in one text: by rules, by what they are here, and in the text's other readings."""
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        self._scanner = _scanner()
+        self._own = recogniser
+
+    def hits(self, path: str, data: bytes) -> list[_Hit]:
+        """All secrets in it, each value once."""
+        found = {hit.value.reveal(): hit for hit in self._of(path, data, "", None)}
+        for encoding, view, line in views(data):
+            for hit in self._of(path, view, encoding, line):
+                found.setdefault(hit.value.reveal(), hit)
+        found = {value: hit for value, hit in found.items() if not _cut_off(value, hit, found)}
+        opened = {hit.line for hit in found.values() if "base64" in hit.encoding}
+        # A block that was opened is told by what is in it.
+        return [hit for hit in found.values() if not ("kubernetes-secret" in hit.rule and hit.line in opened)]
+
+    def _of(self, path: str, data: bytes, encoding: str, line: int | None) -> Iterator[_Hit]:
+        from kingfisher_sdk import ScanInput
+
+        best: dict[str, _Hit] = {}
+        for each in self._scanner.scan_input(ScanInput(path=path, data=data)):
+            if each.visible and not looks_fake(each.rule_id, each.secret):
+                how = _joined(encoding, "base64") if each.is_base64_encoded else encoding
+                hit = _Hit(each.rule_id, Secret(each.secret), line or each.location["line"], how)
+                other = best.get(each.secret)
+                if other is None or _trust(hit.rule) < _trust(other.rule):
+                    best[each.secret] = hit
+        yield from best.values()
+        for variable, value, at in self._own.found(data):
+            place = line or data.count(b"\n", 0, at) + 1
+            yield _Hit(f"{INSTALLED}{variable}", Secret(value.decode(errors="surrogateescape")), place, encoding)
+
+    def unpacked(self, path: str, data: bytes, skipped: list[str]) -> Iterator[tuple[str, bytes]]:
+        """The text, and what is in it where it is an archive, a database or bytecode."""
+        from kingfisher_sdk import ScanInput, expand_archives, expand_content
+
+        yield path, data
+        if not _may_be_packed(path, data):
+            return
+        try:
+            for each in expand_content(expand_archives([ScanInput(path=path, data=data)], depth=DEEPEST)):
+                if each.data is not None and each.data != data:
+                    yield each.path, each.data
+        except RuntimeError:  # many a file only has an archive's ending; it was read as it is
+            if data[:4] in _ARCHIVES:
+                skipped.append(f"{path} is no archive that can be opened; it was read as it is")
+
+
+_ARCHIVES = {b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08", b"SQLi", b"BZh9", b"\xfd7zX"}
+_PACKED = re.compile(
+    r"\.(?:zip|jar|whl|egg|docx|xlsx|pptx|odt|tar|t?gz|bz2|xz|asar|hwp|pyc|sqlite3?|db|key|apk)$", re.IGNORECASE
+)
+
+
+def _may_be_packed(path: str, data: bytes) -> bool:
+    return data[:4] in _ARCHIVES or data[:2] == b"\x1f\x8b" or _PACKED.search(path) is not None
+
+
+def _joined(first: str, then: str) -> str:
+    return f"{first}, {then}" if first else then
+
+
+def _cut_off(value: str, hit: _Hit, found: dict[str, _Hit]) -> bool:
+    """Whether it is a piece of a longer one: encodings that go over several lines are also seen line by line."""
+    kind = kind_of(hit.rule, value)
+    return any(value != other and value in other and kind == kind_of(more.rule, other) for other, more in found.items())
+
+
+@cache
+def _scanner() -> Any:
+    try:
+        from kingfisher_sdk import DetectionScanner, Rules
+    except ImportError:
+        raise UsageError(
+            "the scanner of `oxherd audit secrets` is not installed", hint="pip install 'oxherd[audit]'"
+        ) from None
+    # Comments that tell scanners to look away are not heeded: what may stay is in the baseline, with a reason.
+    return DetectionScanner(Rules([os.fspath(RULES)], confidence="medium"), inline_ignores=False)
