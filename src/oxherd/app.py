@@ -30,7 +30,7 @@ from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.queue.turns import Turns
-from oxherd.settings import Settings
+from oxherd.settings import Settings, variables_set
 from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
@@ -434,6 +434,8 @@ def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Pr
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
         agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+        hide=logs.cleaner(settings.secrets),
+        variables=variables_set(),
     )
 
 

@@ -69,9 +69,9 @@ class View:
         query = urlencode([(name, value) for name, value in kept.items() if value not in (None, "")])
         return f"{self.request.scope['path']}?{query}" if query else str(self.request.scope["path"])
 
-    async def ask(self, name: str, **params: Any) -> Any:
+    async def ask(self, operation: str, /, **params: Any) -> Any:
         """What an endpoint of the API answers, as data. Raises Problem, OxherdError."""
-        endpoint = _ENDPOINTS[name]
+        endpoint = _ENDPOINTS[operation]
         given = {key: value for key, value in params.items() if value not in (None, "")}
         try:
             checked = None if endpoint.params is None else endpoint.params.model_validate(given)
@@ -101,7 +101,7 @@ async def overview(view: View) -> Shown:
         *map(view.attempt, (levels.series(picked), levels.standings(), levels.alerts(), levels.workers(),
                             levels.spent_today()))
     )  # fmt: skip
-    done = points if isinstance(points, list) else []
+    done = points[:-1] if isinstance(points, list) else []  # the newest one is not over
     return {
         "counts": counts,
         "gate": gate,
@@ -119,7 +119,7 @@ async def overview(view: View) -> Shown:
 
 def _charts(points: list[Any]) -> list[Chart]:
     if len(points) < 2:
-        return []
+        return []  # no line to draw
     moments = [point.at for point in points]
 
     def per_minute(value: int, seconds: float) -> float:
@@ -208,7 +208,7 @@ async def run(view: View) -> Shown:
         "line": line,
         "total": total,
         "attempts": runs_of.attempts(found, steps, job["stacktrace"] if job else []) if found else [],
-        "said": runs_of.conversation(steps, view.masks.data),
+        "talk": runs_of.conversation(steps, view.masks.data),
         "payload": view.masks.data(_decoded(found["input"]) if found else job["data"] if job else None),
         "output": view.masks.data(found["output"] if found else job["returnvalue"] if job else None),
         "others": others,

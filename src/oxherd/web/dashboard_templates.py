@@ -16,7 +16,7 @@ from oxherd.web import dashboard_words as words
 from oxherd.web.approvals import visible
 
 
-def page(template: str, **values: Any) -> str:
+def page(template: str, /, **values: Any) -> str:
     """Render a page."""
     return _environment().get_template(template).render(now=wall_ms(), **values)
 

@@ -17,6 +17,8 @@ def span(ms: float | None) -> str:
     """A duration, in two units at most: `840 ms`, `2.4 s`, `3 min 5 s`."""
     if ms is None:
         return NOTHING
+    if ms == 0:
+        return "0"
     for limit, unit, digits in ((1, "ms", 1), (SECOND, "ms", 0)):
         if ms < limit:
             return f"{ms:.{digits}f} {unit}"
@@ -87,6 +89,8 @@ def percent(share: float | None, digits: int = 1) -> str:
     text = f"{100 * share:.{digits}f}"
     if text == f"{100:.{digits}f}" and share < 1:
         text = f"{99.99 if digits < 3 else 99.999}"
+    if share == 0:
+        return "0 %"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 

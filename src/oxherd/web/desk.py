@@ -38,6 +38,8 @@ class Desk:
         gatekeeper: who may.
         approvals: the questions that jobs ask people, or None without a store.
         agents: those of the product's own program: objects with `name` and `definition`.
+        hide: takes the process's own secrets out of a text.
+        variables: the names of those that this process was given.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Desk:
         gatekeeper: Gatekeeper,
         approvals: Questions | None,
         agents: Callable[[], Sequence[dict[str, Any]]],
+        hide: Callable[[str], str],
+        variables: frozenset[str],
     ) -> None:
         self.link = link
         self.keys = keys
@@ -60,6 +64,8 @@ class Desk:
         self.gatekeeper = gatekeeper
         self.approvals = approvals
         self.agents = agents
+        self.hide = hide
+        self.variables = variables
         self.producer = Producer(link, keys)
         self.admin = Admin(link, keys)
         self.letters = DeadLetters(self.admin)
