@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 HIDDEN = "•••"
 _NAMES = re.compile(
     r"(?:^|[_\-.])(?:pass(?:word|wd|phrase)?|secret|tokens?|api_?-?key|private_?-?key|access_?-?key|authorization|"
@@ -22,6 +24,10 @@ _SHAPES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
 )
+# `password=…`, `"token": "…"` in the middle of words.
+_TOLD = re.compile(
+    r"(?i)(\b\w*(?:password|passwd|secret|token|api_?-?key|authorization)[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&}]{3,})"
+)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -37,7 +43,7 @@ class Masks:
 
     def text(self, text: str) -> str:
         """A text without secrets."""
-        return _SHAPES.sub(HIDDEN, self._hide(text))
+        return _TOLD.sub(_without_value, _SHAPES.sub(HIDDEN, self._hide(text)))
 
     def data(self, value: Any) -> Any:
         """Data without secrets: by the names of its fields, and as texts in it look."""
@@ -45,12 +51,26 @@ class Masks:
             return {self.text(str(name)): self._field(str(name), each) for name, each in value.items()}
         if isinstance(value, list | tuple):
             return [self.data(each) for each in value]
-        return self.text(value) if isinstance(value, str) else value
+        return self._words(value) if isinstance(value, str) else value
+
+    def _words(self, text: str) -> str:
+        # What a tool took or gave is often JSON in a text.
+        if text[:1] in {"{", "["}:
+            try:
+                return orjson.dumps(self.data(orjson.loads(text))).decode()
+            except (orjson.JSONDecodeError, TypeError):
+                pass
+        return self.text(text)
 
     def _field(self, name: str, value: Any) -> Any:
         if isinstance(value, str | bytes) and value and is_secret_name(name):
             return HIDDEN
         return self.data(value)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    name = re.split(r"[^\w\-]", found[1], maxsplit=1)[0]
+    return found[0] if name.lower() in _COUNTS or found[2].isdecimal() else f"{found[1]}{HIDDEN}"
 
 
 def is_secret_name(name: str) -> bool:
