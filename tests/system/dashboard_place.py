@@ -32,6 +32,7 @@ from oxherd.queue.indicators import Indicators, bucket_of
 from oxherd.queue.producer import NewJob
 from oxherd.queue.schedule import Repeat
 from oxherd.store import Operation, SpendRow
+from oxherd.telemetry.events import InternalFault, attach
 from oxherd.testing.model import Asked, Reply, ScriptedModel, calls, says
 
 CHROMIUM = "/usr/bin/chromium"
@@ -140,6 +141,7 @@ class Place:
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     read_token: str = field(default_factory=lambda: secrets.token_hex(16))
     jobs: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
     service: Service = field(init=False)
 
     def __enter__(self) -> Self:
@@ -192,6 +194,7 @@ class Place:
     async def _start(self) -> None:
         self.may_end = asyncio.Event()
         known = settings.load(self.variables())
+        attach(lambda fault: self.faults.append(fault.stack), InternalFault)
         self.service = Service(known, _herd(self.may_end), store=build_store(known))
         await self.service.start()
         await self._seed()

@@ -87,12 +87,13 @@ async def show(desk: Desk, request: Request, name: str) -> Response:
         return _told(view, name, Problem(500, "a fault in Oxherd; its log says more"))
 
 
-async def show_login(desk: Desk, request: Request, problem: Problem | None = None) -> Response:
-    """The form that takes a token."""
+async def show_login(desk: Desk, request: Request, problem: Problem | None = None, onwards: str = "") -> Response:
+    """The form that takes a token, and leads onwards."""
     from oxherd.web.dashboard_templates import page
 
     needed = not desk.gatekeeper.open_to_this_machine_only
-    told = {"problem": problem, "next": request.query_params.get("next", "/"), "needed": needed, "queue": desk.queue}
+    onwards = onwards or request.query_params.get("next", "/")
+    told = {"problem": problem, "next": onwards, "needed": needed, "queue": desk.queue}
     status, headers = (problem.status, dict(problem.headers)) if problem else (200, {})
     return _html(page("login.html", theme=_theme(request), **told), status, headers)
 

@@ -38,7 +38,7 @@ async def log_in(desk: Desk, request: Request) -> Response:
     if answer.status_code != 200:
         told: dict[str, Any] = orjson.loads(answer.body)
         problem = Problem(answer.status_code, told["detail"], hint=told.get("hint", ""))
-        return await show_login(desk, request, problem)
+        return await show_login(desk, request, problem, _one(fields, "next"))
     response = RedirectResponse(_local(_one(fields, "next")), 303)
     response.headers.append("set-cookie", answer.headers["set-cookie"])
     return response
@@ -151,7 +151,7 @@ def _good(told: dict[str, Any]) -> str:
             return "Approved." if approved else "Denied."
         case {"paused": bool(paused), "counts": _}:
             return "Workers take no more jobs." if paused else "Workers take jobs again."
-        case {"pattern": pattern}:
+        case {"pattern": pattern, "until": _}:
             return f"Silenced: {pattern}."
         case {"id": found}:
             return f"{found}: done."

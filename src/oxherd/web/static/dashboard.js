@@ -23,18 +23,19 @@ function busy(part) {
 }
 
 async function refresh() {
-  const part = document.getElementById("live");
-  if (!part) return;
+  const parts = [...document.querySelectorAll("[data-live]")];
   if (refreshing) { again = true; return; }
-  if (busy(part)) return;
+  if (parts.every(busy)) return;
   refreshing = true;
   last = Date.now();
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
     if (answer.redirected) { location.reload(); return; }
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const fresh = page.getElementById("live");
-    if (fresh && !busy(part) && fresh.innerHTML !== part.innerHTML) {
+    for (const part of parts) {
+      const fresh = page.getElementById(part.id);
+      if (!fresh || busy(part) || fresh.innerHTML === part.dataset.shown) continue;
+      part.dataset.shown = fresh.innerHTML;
       part.replaceChildren(...fresh.childNodes);
       drawCursors(part);
     }
@@ -100,7 +101,9 @@ function follow(section) {
   on("whole", (told) => { const at = place(told.step); at.text.textContent = told.text; at.text.classList.remove("now"); });
   on("reset", (told) => { const at = place(told.step); at.pieces = []; at.text.textContent = ""; });
   on("log", (told) => { const at = place("log"); at.pieces.push(`${told.text}\n`); at.text.textContent = at.pieces.join(""); });
-  for (const type of ["end", "gone"]) source.addEventListener(type, () => { source.close(); location.reload(); });
+  for (const type of ["end", "gone"]) {
+    source.addEventListener(type, () => { source.close(); section.hidden = true; soon(); });
+  }
   addEventListener("pagehide", () => source.close());
 }
 
