@@ -421,7 +421,7 @@ class Service:
 def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Promises) -> Desk:
     """What the HTTP API answers with; its link is not started."""
     from oxherd.web.auth import Gatekeeper
-    from oxherd.web.desk import Desk
+    from oxherd.web.desk import Desk, Process
     from oxherd.web.levels import Levels
 
     keys, link = keys_of(settings), Link(settings.redis_url, "api", patience=PATIENCE)
@@ -433,9 +433,11 @@ def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Pr
         levels=Levels(link, keys, promises=promises, runbooks=settings.runbooks_url, store=store),
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
-        agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
-        hide=logs.cleaner(settings.secrets),
-        variables=variables_set(),
+        process=Process(
+            lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+            logs.cleaner(settings.secrets),
+            variables_set(),
+        ),
     )
 
 

@@ -36,10 +36,10 @@ from oxherd.telemetry.events import InternalFault, attach
 from oxherd.testing.model import Asked, Reply, ScriptedModel, calls, says
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync",
+    "--disable-component-update", "--no-first-run",
+]  # fmt: skip
 AXE = Path(__file__).parents[1] / "interop/node/node_modules/axe-core/axe.min.js"
 PASSWORD = "hunter2-of-the-shop"  # in a payload, to be hidden
 DAY = 86_400_000
@@ -72,7 +72,7 @@ def _answered(asked: Asked) -> Reply | str:
     return says("Your order 4711 left our barn this morning and will be with you on Tuesday.", cost=0.0021)
 
 
-def _herd(may_end: asyncio.Event) -> Herd:
+def _herd(may_end: asyncio.Event) -> Herd:  # noqa: C901  a handler for each thing to see
     herd = Herd()
 
     @tool
@@ -152,7 +152,9 @@ class Place:
         self.do(self._start())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.do(self._stop())
         self._model.__exit__(None, None, None)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -206,7 +208,11 @@ class Place:
     @contextmanager
     def without_a_database(self) -> Iterator[str]:
         """The API alone, with no database and no token: its address."""
-        bare = {name: text for name, text in self.variables().items() if name not in {"DATABASE_URL", "API_TOKEN", "API_READ_TOKEN"}}
+        bare = {
+            name: text
+            for name, text in self.variables().items()
+            if name not in {"DATABASE_URL", "API_TOKEN", "API_READ_TOKEN"}
+        }
 
         async def start() -> WebService:
             web = WebService(settings.load(bare), Herd(), store=None)
@@ -238,7 +244,9 @@ class Place:
         jobs["later"] = await self.add("report.write", {"pages": 9, "tenant": "acme"}, delay=3_600_000)
         await desk.timetable.put("nightly", Repeat(None, "0 3 * * *", "Europe/Berlin"), NewJob("report.write", {}, {}))
         await desk.timetable.put("heartbeat", Repeat(900_000, None), NewJob("oxherd.echo", {"beat": 1}, {}))
-        await asyncio.gather(*(self.until(jobs[each], "completed", "failed") for each in ("reply", "flaky", "report", "label")))
+        await asyncio.gather(
+            *(self.until(jobs[each], "completed", "failed") for each in ("reply", "flaky", "report", "label"))
+        )
         await asyncio.gather(self.until(jobs["question"], "delayed"), self.until(jobs["long"], "active"))
         await self._seed_history()
         await self._seed_store()
@@ -256,12 +264,17 @@ class Place:
                 run = f"support.reply|r{bucket_of(chance.lognormvariate(7.4, 0.6))}"
                 counted[wait] = counted.get(wait, 0) + 1
                 counted[run] = counted.get(run, 0) + 1
-            counted |= {"support.reply|a": done + bad, "support.reply|e": bad, "support.reply|c": done, "support.reply|f": bad // 2}
+            counted |= {
+                "support.reply|a": done + bad,
+                "support.reply|e": bad,
+                "support.reply|c": done,
+                "support.reply|f": bad // 2,
+            }
             await indicators.write(counted, {now - back}, minute=now - back)
 
     async def _seed_store(self) -> None:
         store, chance, now = self.service.desk.stored, random.Random(3), wall_ms()
-        rows = []
+        rows, tenants = [], ("acme", "globex", "initech")
         for day in range(7):
             for number in range(40):
                 agent, model, each = chance.choice((
@@ -269,7 +282,7 @@ class Place:
                     ("triage", "anthropic/claude-haiku-4.5", 0.006),
                 ))  # fmt: skip
                 rows.append(SpendRow(
-                    f"seed-{day}-{number}", f"run-{day}", "model-1", 1, chance.choice(("acme", "globex", "initech")), agent,
+                    f"seed-{day}-{number}", f"run-{day}", "model-1", 1, chance.choice(tenants), agent,
                     model, "settled", now - day * DAY - number * 1000, input_tokens=chance.randint(400, 6000),
                     output_tokens=chance.randint(40, 900), cost_usd=Decimal(f"{each * chance.uniform(0.5, 4):.5f}"),
                 ))  # fmt: skip

@@ -69,22 +69,30 @@ async def show(desk: Desk, request: Request, name: str) -> Response:
         if problem.status == 401:
             return RedirectResponse(f"/login?next={quote(_here(request), safe='')}", 303)
         return await refuse(desk, problem)
-    from oxherd.web import dashboard_pages
+    from oxherd.web.dashboard_pages import PAGES as SHOWN
+    from oxherd.web.dashboard_pages import View
 
-    view = dashboard_pages.View(desk, request, identity)
+    view = View(desk, request, identity)
     try:
         async with asyncio.timeout(PATIENCE):
-            shown = await dashboard_pages.PAGES[name](view)
+            shown = await SHOWN[name](view)
         return shown if isinstance(shown, Response) else render(view, name, shown)
-    except Problem as problem:
-        return _told(view, name, problem)
-    except OxherdError as error:
-        return _told(view, name, Problem.of(error))
-    except TimeoutError:
-        return _told(view, name, Problem(503, "Redis or the database does not answer"))
-    except Exception:  # noqa: BLE001  our own fault: the reader is told so, the log has the stack
-        emit(InternalFault(where=f"dashboard {name}", stack=traceback.format_exc()))
-        return _told(view, name, Problem(500, "a fault in Oxherd; its log says more"))
+    except Exception as error:  # noqa: BLE001  whatever it is, the reader is told
+        told = _problem_of(error, name)
+        return render(view, "problem", {"problem": told}, told.status)
+
+
+def _problem_of(error: Exception, name: str) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case OxherdError():
+            return Problem.of(error)
+        case TimeoutError():
+            return Problem(503, "Redis or the database does not answer")
+        case _:  # our own fault
+            emit(InternalFault(where=f"dashboard {name}", stack="".join(traceback.format_exception(error))))
+            return Problem(500, "a fault in Oxherd; its log says more")
 
 
 async def show_login(desk: Desk, request: Request, problem: Problem | None = None, onwards: str = "") -> Response:
@@ -121,10 +129,6 @@ def render(view: View, name: str, shown: dict[str, object], status: int = 200) -
     if said:
         response.delete_cookie(SAID)
     return response
-
-
-def _told(view: View, name: str, problem: Problem) -> Response:
-    return render(view, "problem", {"problem": problem, "of": name}, problem.status)
 
 
 def _here(request: Request) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from oxherd.web.dashboard_words import NOTHING
+
 WIDTH, HEIGHT = 600, 150  # of the drawing; a page stretches it
 TICKS = 5  # below the time axis
 
@@ -70,15 +72,15 @@ def chart(title: str, moments: Sequence[float], lines: Sequence[Line], words: Ca
 
     Parameters:
         title: what they are.
-        moments: seconds since the epoch, one for each value.
+        moments: seconds since the epoch, one for each value; two at least.
         lines: as many values each.
         words: a value, for people.
     """
     known = [value for line in lines for value in line.values if value is not None]
     top = nice(max(known, default=0.0))
     labels = [_when(each, moments) for each in moments]
-    told = [[NONE if value is None else words(value) for value in line.values] for line in lines]
-    rows = [[label, *cells] for label, *cells in zip(labels, *told, strict=True)]
+    columns = [[NOTHING if value is None else words(value) for value in line.values] for line in lines]
+    rows = [[label, *cells] for label, *cells in zip(labels, *columns, strict=True)]
     return Chart(
         title=title,
         summary=_summary(title, lines, words),
@@ -86,12 +88,9 @@ def chart(title: str, moments: Sequence[float], lines: Sequence[Line], words: Ca
         scale=[words(top), words(top / 2), words(0.0)],
         ticks=_ticks(labels),
         rows=rows[::-1],
-        data={"labels": labels, "lines": [[line.name, line.tone, cells] for line, cells in zip(lines, told, strict=True)]},
+        data={"labels": labels, "lines": [[line.name, cells] for line, cells in zip(lines, columns, strict=True)]},
         empty=not any(known),
     )  # fmt: skip
-
-
-NONE = "–"
 
 
 def nice(most: float) -> float:
@@ -120,12 +119,14 @@ def _drawn(line: Line, top: float) -> Drawn:
         f"M{piece[0][0]} {HEIGHT} L" + " L".join(f"{x} {y}" for x, y in piece) + f" L{piece[-1][0]} {HEIGHT} Z"
         for piece in runs
     )
-    return Drawn(line.name, line.tone, path, area if line.filled else "", [each[0] for each in pieces if len(each) == 1])
+    return Drawn(
+        line.name, line.tone, path, area if line.filled else "", [each[0] for each in pieces if len(each) == 1]
+    )
 
 
 def _when(moment: float, moments: Sequence[float]) -> str:
-    length = moments[-1] - moments[0]
-    form = "%H:%M" if length <= 90_000 else "%d %b %H:%M" if length < 20 * 86_400 else "%d %b"
+    length, step = moments[-1] - moments[0], moments[-1] - moments[-2]
+    form = "%H:%M" if length <= 90_000 else "%d %b %H:%M" if step < 86_400 else "%d %b"
     return datetime.fromtimestamp(moment, UTC).strftime(form)
 
 

@@ -37,8 +37,8 @@ async def log_in(desk: Desk, request: Request) -> Response:
     answer = await BY_NAME["logIn"].perform(Ask(desk, None, body, NOBODY, request), {})
     if answer.status_code != 200:
         told: dict[str, Any] = orjson.loads(answer.body)
-        problem = Problem(answer.status_code, told["detail"], hint=told.get("hint", ""))
-        return await show_login(desk, request, problem, _one(fields, "next"))
+        wrong = Problem(answer.status_code, told["detail"], hint=told.get("hint", ""))
+        return await show_login(desk, request, wrong, _one(fields, "next"))
     response = RedirectResponse(_local(_one(fields, "next")), 303)
     response.headers.append("set-cookie", answer.headers["set-cookie"])
     return response
@@ -136,27 +136,26 @@ def _json(name: str, text: str) -> Any:
 
 
 def _good(told: dict[str, Any]) -> str:
+    """What came of an action, in words."""
     match told:
         case {"ids": list(ids), "next": following}:
             gone = f", {len(told['gone'])} were gone" if told.get("gone") else ""
-            more = "; there are more, do it again" if following else ""
-            return f"{len(ids)} done{gone}{more}."
+            words = f"{len(ids)} done{gone}{'; there are more, do it again' if following else ''}"
         case {"removed": removed, "left": left}:
-            return f"{removed} jobs removed, {left} left."
+            words = f"{removed} jobs removed, {left} left"
         case {"kept": kept, "job_id": job_id}:
-            return f"Job {job_id} waits: {kept} steps come from the journal."
+            words = f"Job {job_id} waits: {kept} steps come from the journal"
         case {"done": done, "id": found}:
-            return f"{found}: {done}."
+            words = f"{found}: {done}"
         case {"approved": approved}:
-            return "Approved." if approved else "Denied."
+            words = "Approved" if approved else "Denied"
         case {"paused": bool(paused), "counts": _}:
-            return "Workers take no more jobs." if paused else "Workers take jobs again."
+            words = "Workers take no more jobs" if paused else "Workers take jobs again"
         case {"pattern": pattern, "until": _}:
-            return f"Silenced: {pattern}."
-        case {"id": found}:
-            return f"{found}: done."
+            words = f"Silenced: {pattern}"
         case _:
-            return "Done."
+            words = f"{told.get('id', 'It is')}: done"
+    return f"{words}."
 
 
 def _words(detail: str, hint: str) -> str:

@@ -31,6 +31,7 @@ MOST_OUTPUT = 2 * 1024 * 1024  # bytes of steps' outputs that one page shows
 LAST_OPERATIONS = 8
 RUN_STATES = ("running", "completed", "failed", "retrying", "delayed", "handed_back", "parked")
 Shown = dict[str, Any] | Response
+Tab = tuple[str, str, bool, int | None]  # title, address, whether it is the one that is shown, how many
 _ENDPOINTS = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 
 
@@ -165,8 +166,10 @@ async def jobs(view: View) -> Shown:
         return RedirectResponse(f"/jobs/{quote(job_id, safe='')}", 303)
     filters = {name: view.query(name) for name in ("state", "name", "tenant", "cursor")}
     found, counts = await asyncio.gather(view.ask("listJobs", limit=LIMIT, **filters), view.desk.admin.counts())
-    tabs = [("all", view.link(state=None, cursor=None), not filters["state"], None)]
-    tabs += [(state(each), view.link(state=each, cursor=None), filters["state"] == each, counts[each]) for each in ORDER]
+    tabs: list[Tab] = [("all", view.link(state=None, cursor=None), not filters["state"], None)]
+    tabs += [
+        (state(each), view.link(state=each, cursor=None), filters["state"] == each, counts[each]) for each in ORDER
+    ]
     return {**found, "tabs": tabs, "filters": filters, "masks": view.masks}
 
 
@@ -184,19 +187,13 @@ async def runs(view: View) -> Shown:
 async def run(view: View) -> Shown:
     """A job and its run, whichever of them there is."""
     given = _id_of(view.request)
-    found, problem = None, None
-    if view.desk.store is not None:
-        found = await view.attempt(view.ask("getRun", id=given))
-    if isinstance(found, Problem):
-        found, problem = None, found
-    job_id = found["job_id"] if found else given.rpartition("/")[2].rpartition("@")[0] if "@" in given else given
-    job = await view.attempt(view.ask("getJob", id=job_id))
-    if isinstance(job, Problem):
-        if found is None:
-            raise (job if problem is None or problem.status == 404 else problem) from None
-        job = None
+    found, problem = await _run(view, given)
+    job_id = found["job_id"] if found else given.rpartition("/")[2].rpartition("@")[0] or given
+    job, gone = await _job(view, job_id)
+    if found is None and gone is not None:
+        raise problem or gone
     if job is not None and found is not None and job["timestamp"] != found["enqueued_at"]:
-        job = None  # the id was used again: that is another run's job
+        job = None  # the id was used again since
     steps = await _steps(view, found)
     line, total = runs_of.time_line(steps)
     others = await _others(view, found)
@@ -204,7 +201,7 @@ async def run(view: View) -> Shown:
         "job": job,
         "run": found,
         "job_id": job_id,
-        "problem": problem if problem and problem.status != 404 else None,
+        "problem": problem,
         "line": line,
         "total": total,
         "attempts": runs_of.attempts(found, steps, job["stacktrace"] if job else []) if found else [],
@@ -216,6 +213,21 @@ async def run(view: View) -> Shown:
         "live": job is not None and job["state"] not in {"completed", "failed"},
         "has_store": view.desk.store is not None,
     }
+
+
+async def _run(view: View, run_id: str) -> tuple[dict[str, Any] | None, Problem | None]:
+    """A run, or None; and why it can't be known."""
+    if view.desk.store is None:
+        return None, None
+    found = await view.attempt(view.ask("getRun", id=run_id))
+    if isinstance(found, Problem):
+        return None, None if found.status == 404 else found
+    return found, None
+
+
+async def _job(view: View, job_id: str) -> tuple[dict[str, Any] | None, Problem | None]:
+    found = await view.attempt(view.ask("getJob", id=job_id))
+    return (None, found) if isinstance(found, Problem) else (found, None)
 
 
 async def _steps(view: View, found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -354,7 +366,7 @@ FEATURES = (
     ("Model calls", ("OPENROUTER_API_KEY", "OPENROUTER_BASE_URL"), "Agents can think."),
     ("Encryption", ("ENCRYPTION_KEY",), "Credentials and sealed fields can be kept."),
     ("Login", ("API_TOKEN",), "Others than this machine are let in."),
-    ("Spending caps", ("BUDGET_DAILY_USD", "BUDGET_TENANT_DAILY_USD", "BUDGET_AGENT_DAILY_USD"), "A day can't run away."),
+    ("Spending caps", ("BUDGET_DAILY_USD", "BUDGET_TENANT_DAILY_USD", "BUDGET_AGENT_DAILY_USD"), "A day has an end."),
     ("Alerts to people",
      ("ALERT_WEBHOOK_URL", "ALERT_SLACK_URL", "ALERT_TELEGRAM_TOKEN", "ALERT_SMTP_URL"), "Somebody hears of trouble."),
     ("Sentry", ("SENTRY_DSN",), "Errors and check-ins are reported."),

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000  # ms
-NOTHING = "–"
+NOTHING = "–"  # noqa: RUF001  a dash, as in tables
 MOST_SHOWN = 20_000  # characters of one payload or result
 
 

@@ -125,7 +125,7 @@ function drawCursors(root) {
       cursor.style.left = `${left}px`;
       tip.style.left = left < box.width / 2 ? `${left + 10}px` : "auto";
       tip.style.right = left < box.width / 2 ? "auto" : `${box.width - left + 10}px`;
-      tip.replaceChildren(...[labels[at], ...lines.map(([name, , cells]) => `${cells[at]} ${name}`)].map((text) => {
+      tip.replaceChildren(...[labels[at], ...lines.map(([name, cells]) => `${cells[at]} ${name}`)].map((text) => {
         const row = document.createElement("p");
         row.textContent = text;
         return row;
