@@ -15,6 +15,7 @@ from oxherd.cli import (
     alerts,
     approvals,
     audit,
+    backup,
     credentials,
     db,
     demo,
@@ -25,6 +26,7 @@ from oxherd.cli import (
     runs,
     slo,
     spend,
+    verify,
     web,
     worker,
 )
@@ -78,6 +80,7 @@ app.command(epilog=dev.EXAMPLES)(dev.dev)
 app.command(epilog=worker.EXAMPLES)(worker.worker)
 app.command(epilog=web.EXAMPLES)(web.web)
 app.command(epilog=enqueue.EXAMPLES)(enqueue.enqueue)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
@@ -87,6 +90,7 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")
 
 

@@ -30,8 +30,15 @@ def _environment() -> Environment:
     for name in ("span", "ago", "moment", "iso", "number", "money", "percent", "size", "pretty", "state"):
         made.filters[name] = getattr(words, name)
     made.filters["segment"] = lambda text: quote(str(text).encode(errors="surrogateescape"), safe="")
+    made.filters["code"] = _code
     made.globals["asset"] = _asset
     return made
+
+
+def _code(text: str) -> Markup:
+    """Plain text with `code` in it."""
+    parts = text.split("`")
+    return Markup().join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _visible(value: Any) -> Any:

@@ -34,7 +34,7 @@ class Process:
     Attributes:
         agents: those of the product's own program: objects with `name` and `definition`.
         hide: takes the process's own secrets out of a text.
-        variables: the names of those that it was given.
+        variables: the names of those that it was given something for.
     """
 
     agents: Callable[[], Sequence[dict[str, Any]]]
