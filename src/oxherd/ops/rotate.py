@@ -49,8 +49,13 @@ class Consumers(Protocol):
 class Person(Protocol):
     """Whoever sits at the terminal."""
 
-    def confirms(self, question: str) -> bool:
-        """Whether they say yes."""
+    def confirms(self, question: str, *, again: bool) -> bool:
+        """Whether they say yes.
+
+        Parameters:
+            question: what is asked.
+            again: an earlier run of this rotation has asked it and was not answered.
+        """
 
     def value(self, prompt: str) -> Secret:
         """A secret from them."""
@@ -149,6 +154,11 @@ class Rotation(ABC):
             await self.give(self.progress.old, "back")
         await self.undo()
 
+    def no_way_back(self) -> None:
+        """Say that the old value is about to be refused. Call it when all was looked at, before anything is done."""
+        self.progress.retiring = True
+        self.scene.keep()
+
     def settings_after(self) -> Settings:
         """This process's settings once the old value is dead."""
         return self.scene.settings
@@ -216,9 +226,6 @@ class Rotator:
 
     def _doing(self, stage: Stage) -> Callable[[], Awaitable[None]]:
         async def do() -> None:
-            if stage is Stage.RETIRE:
-                self._progress.retiring = True
-                self._file.save(self._progress)
             if stage is Stage.RECORD:
                 await self._record("ok", 200)
                 self._file.remove()
@@ -270,10 +277,7 @@ class Rotator:
         seconds = (wall_ms() - progress.began_at) / 1000
         await store.start()
         try:
-            await store.write_audit(
-                AuditLine("cli", socket.gethostname(), "rotate", progress.name, detail, status)
-            )
+            await store.write_audit(AuditLine("cli", socket.gethostname(), "rotate", progress.name, detail, status))
             await store.write_operation(Operation("rotation", progress.name, outcome, seconds, detail))
         finally:
             await store.stop()
-

@@ -140,6 +140,10 @@ class Vault:
             for row in page:
                 yield row
 
+    async def count(self) -> int:
+        """How many credentials there are, whoever sealed them."""
+        return sum((await self._rows.count_credentials()).values())
+
     async def rewrap(self, tell: Callable[[int, int], None], *, page: int = PAGE) -> Rewrapped:
         """Seal with the active key whatever another one seals.
 
