@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from oxherd import __version__
 from oxherd.clock import mono
+from oxherd.cloud.certificates import Server
 from oxherd.errors import AppImportError, DailyCapReached, OutOfCredit, RedisRefused, RedisUnreachable, UsageError
 from oxherd.herd import Herd, echo
 from oxherd.queue.admin import REOPEN, Admin
@@ -29,6 +31,7 @@ from oxherd.queue.feed import Entry, follow
 from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
+from oxherd.queue.timetable import Timetable
 from oxherd.queue.turns import Turns
 from oxherd.settings import Settings
 from oxherd.store import Store
@@ -44,7 +47,8 @@ from oxherd.worker.approvals import Approvals, Asking
 from oxherd.worker.counting import Counting
 from oxherd.worker.handlers import Handler, make_handler
 from oxherd.worker.health import Facts, Health
-from oxherd.worker.watchdogs import Watchdogs, expiry_probe, spend_probe, store_probe
+from oxherd.worker.probes import backup_probe, certificate_probe, expiry_probe, spend_probe, store_probe
+from oxherd.worker.watchdogs import Watchdogs
 from oxherd.worker.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -217,6 +221,25 @@ def built_in_handlers(run_agent: Callable[..., Awaitable[Any]]) -> dict[str, Han
     return {"agent.run": make_handler("agent.run", run_agent), "oxherd.echo": make_handler("oxherd.echo", echo)}
 
 
+def servers_of(settings: Settings) -> dict[str, Server]:
+    """The servers that a worker speaks TLS with, by the variables that name them."""
+    redis, found = settings.redis_url, {}
+    if redis.tls:
+        found["REDIS_URL"] = Server(redis.host, redis.port)
+    if settings.database_url is not None:
+        from oxherd.store.address import parse
+
+        first = parse(settings.database_url).shown.partition("/")[0].partition(",")[0]
+        place = urlsplit(f"//{first}")
+        if place.hostname:
+            found["DATABASE_URL"] = Server(place.hostname, place.port or 5432, postgres=True)
+    for name, url in (("SUPABASE_URL", settings.supabase_url), ("OPENROUTER_BASE_URL", settings.openrouter_base_url)):
+        parts = urlsplit(url or "")
+        if parts.scheme == "https" and parts.hostname:
+            found[name] = Server(parts.hostname, parts.port or 443)
+    return found
+
+
 def build_links(settings: Settings) -> Links:
     """Links that answer questions; none are made without ENCRYPTION_KEY and an address."""
     ring = KeyRing.of(settings.encryption_key, settings.encryption_keys_previous)
@@ -286,13 +309,17 @@ class Service:
         return Ledger(self._agents.llm, queue=keys.queue, purse=purse, store=self._store, limiter=limiter)
 
     def _watchdogs(self, promises: Promises) -> Watchdogs:
-        stalled, store = self.worker.stalled, self._store
+        stalled, store, keys = self.worker.stalled, self._store, self.worker.keys
+        timetable = Timetable(self._money, keys)
         return Watchdogs(
-            self._money, self.worker.keys, promises=promises, channels=channels_of(self._settings),
+            self._money, keys, promises=promises, channels=channels_of(self._settings),
             runbooks=self._settings.runbooks_url, watching=lambda: stalled.watching, busy_at=lambda: stalled.busy_at,
             probes=[
                 expiry_probe({"SUPABASE_SERVICE_ROLE_KEY": self._settings.supabase_service_role_key}),
-                *([] if store is None else [store_probe(store), spend_probe(store)]),
+                certificate_probe(servers_of(self._settings)),
+                *([] if store is None else [
+                    store_probe(store), spend_probe(store), backup_probe(store, timetable, promises.backup_age),
+                ]),
             ],
         )  # fmt: skip
 
@@ -531,17 +558,28 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     executor = run_steps_in_known_threads()
     service = Service(settings, herd, store=store)
     shutdown = Shutdown(service.worker, grace=settings.shutdown_grace)
+    stop_notifying = _notify_systemd(settings, service)
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
     try:
         if await shutdown.started(service.start()):
             await shutdown.wait()
     finally:
         await service.close()
+        stop_notifying()
     if not await handlers_ended(executor):
         emit(WorkerWarned(message="a handler ignores its cancellation: leaving without it"))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # Python would wait for it, and the platform would kill us for that
+
+
+def _notify_systemd(settings: Settings, service: Service) -> Callable[[], None]:
+    if not settings.notify_socket:
+        return lambda: None
+    from oxherd.telemetry.systemd import Notifier
+
+    watchdog = settings.watchdog_usec / 1_000_000 or None
+    return Notifier(settings.notify_socket, watchdog, lambda: service.health.report()[0]).start()
 
 
 async def serve_web(settings: Settings, herd: Herd) -> None:

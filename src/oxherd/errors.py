@@ -17,7 +17,10 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
 │   ├── ScheduleNotFound        no job scheduler with that id on the queue                        1
-│   └── ApprovalNotFound        nobody was asked such a question                                  1
+│   ├── ApprovalNotFound        nobody was asked such a question                                  1
+│   └── BackupNotFound          no backup has that name                                           1
+├── BackupDamaged               a backup is not what was stored, or can't be opened               1
+├── BackupFailed                a backup or a restore ended without its result                    1
 ├── JobStateError               the job is not in the state the action needs                      1
 ├── KeyReused                   an idempotency key came with another request before               1
 ├── ApprovalClosed              it was answered already, has expired, or its job is gone          1
@@ -187,6 +190,18 @@ class KeyReused(OxherdError):
 
 class ApprovalNotFound(NotFound):
     """Nobody was asked such a question."""
+
+
+class BackupNotFound(NotFound):
+    """No backup has that name."""
+
+
+class BackupDamaged(OxherdError):
+    """A backup is not what was stored, or can't be opened."""
+
+
+class BackupFailed(OxherdError):
+    """A backup or a restore ended without its result; the message has what PostgreSQL's program said."""
 
 
 class ApprovalClosed(OxherdError):

@@ -12,7 +12,7 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -76,7 +76,10 @@ def _bytes(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RedisTarget:
-    """Where Redis is and how to log in, parsed from `REDIS_URL`."""
+    """Where Redis is and how to log in, parsed from `REDIS_URL`.
+
+    `prefix` is what the queue's keys begin with: on a Redis Cluster, the node that has those is meant.
+    """
 
     host: str
     port: int
@@ -85,6 +88,7 @@ class RedisTarget:
     username: str | None
     password: Secret | None
     tls: bool
+    prefix: str = ""
 
     @property
     def shown(self) -> str:
@@ -292,6 +296,21 @@ def _share(text: str) -> float:
     return share
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part for each in text.split(",") if (part := each.strip()))
+
+
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(map(Secret, _words(text)))
+
+
+def _storage_url(text: str) -> str:
+    scheme, mark, _ = text.partition("://")
+    if mark and scheme not in {"s3", "gs", "az", "file"}:
+        raise ValueError("must begin with s3://, gs://, az:// or file://, or be a folder")
+    return text
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in allowed:
@@ -387,7 +406,7 @@ TABLE: tuple[Variable, ...] = (
     ),
     Variable(
         "JOB_QUEUE_PREFIX", "text", str, "bull", False, "nobody",
-        "BullMQ's key prefix; set it only where the producers set one.",
+        "BullMQ's key prefix; set it only where the producers set one. On a Redis Cluster it needs a hash tag: {bull}.",
     ),
     Variable(
         "JOB_CONCURRENCY", "whole number, 1 to 100000", _count(1, 100_000), "5", False, "nobody",
@@ -452,6 +471,45 @@ TABLE: tuple[Variable, ...] = (
     Variable(
         "LOG_FORMAT", "auto, pretty, json", _choice("auto", "pretty", "json"), "auto", False, "nobody",
         "Pretty for people, JSON for collectors; auto is pretty on a terminal.",
+    ),
+    Variable(
+        "BACKUP_URL", "URL (s3, gs, az, file) or folder", _storage_url, None, False, "`oxherd backup`",
+        "Where backups are kept; a prefix of its own for each database.", "s3://bucket/oxherd",
+    ),
+    Variable(
+        "BACKUP_RECIPIENTS", "age or SSH public keys, comma-separated", _words, "", False, "`oxherd backup create`",
+        "Whom backups are encrypted to; who has only these can't read one. Made by: oxherd backup keygen",
+    ),
+    Variable(
+        "BACKUP_IDENTITY", "age identities, comma-separated", _secrets, "", True,
+        "`oxherd backup verify` and `restore`",
+        "The secret halves, which open backups: keep them away from workers that only write some.",
+    ),
+    Variable(
+        "BACKUP_SCHEMAS", "names, comma-separated", _words, "", False, "nobody",
+        "Only these schemas are backed up; when unset, all but those that Supabase manages.",
+    ),
+    Variable(
+        "AWS_ACCESS_KEY_ID", "text", _secret, None, True, "BACKUP_URL with s3://, unless the machine has a role",
+        "The key's id for the bucket.",
+    ),
+    Variable("AWS_SECRET_ACCESS_KEY", "text", _secret, None, True, "AWS_ACCESS_KEY_ID", "The key itself."),
+    Variable("AWS_SESSION_TOKEN", "text", _secret, None, True, "nobody", "The session's token, of temporary keys."),
+    Variable("AWS_REGION", "text", str, "us-east-1", False, "nobody", "The bucket's region."),
+    Variable(
+        "AWS_ENDPOINT_URL", "URL (http, https)", _http_url, None, False, "S3-compatible storage that is not Amazon's",
+        "Where such a storage answers: Cloudflare R2, Backblaze, MinIO, Supabase, Railway.",
+    ),
+    Variable(
+        "GOOGLE_SERVICE_ACCOUNT_KEY", "JSON", _secret, None, True,
+        "BACKUP_URL with gs://, unless the machine has a role",
+        "The service account's key file, its text.",
+    ),
+    Variable(
+        "AZURE_STORAGE_ACCOUNT_NAME", "text", str, "", False, "BACKUP_URL with az://", "The storage account.",
+    ),
+    Variable(
+        "AZURE_STORAGE_ACCOUNT_KEY", "text", _secret, None, True, "BACKUP_URL with az://", "The storage account's key.",
     ),
     Variable(
         "AUDIT_KEY", "base64, 32 bytes", parse_key, None, True, "`oxherd audit fingerprints`",
@@ -608,6 +666,14 @@ TABLE: tuple[Variable, ...] = (
         "Where Railway's API is.",
     ),
     Variable(
+        "NOTIFY_SOCKET", "text", str, "", False, "nobody",
+        "Set by systemd: where the worker says that it is ready, alive and stopping.",
+    ),
+    Variable(
+        "WATCHDOG_USEC", "whole number of microseconds", _count(0, 10**12), "0", False, "nobody",
+        "Set by systemd: how long it waits for a sign of life before it kills the worker.",
+    ),
+    Variable(
         "RAILWAY_ENVIRONMENT_NAME", "text", str, "", False, "nobody",
         "Set by Railway; what Sentry calls this deployment.",
     ),
@@ -654,6 +720,18 @@ class Settings:
     api_read_token: Secret | None
     log_level: str
     log_format: str
+    backup_url: str | None
+    backup_recipients: tuple[str, ...]
+    backup_identity: tuple[Secret, ...]
+    backup_schemas: tuple[str, ...]
+    aws_access_key_id: Secret | None
+    aws_secret_access_key: Secret | None
+    aws_session_token: Secret | None
+    aws_region: str
+    aws_endpoint_url: str | None
+    google_service_account_key: Secret | None
+    azure_storage_account_name: str
+    azure_storage_account_key: Secret | None
     audit_key: Secret | None
     sentry_auth_token: Secret | None
     sentry_org: str
@@ -694,6 +772,8 @@ class Settings:
     railway_environment_id: str
     railway_service_id: str
     railway_api_url: str
+    notify_socket: str
+    watchdog_usec: int
     railway_environment_name: str
     railway_git_commit_sha: str
     railway_public_domain: str
@@ -743,6 +823,7 @@ _INSIDE: tuple[tuple[str, Callable[[Any], Iterable[Secret]]], ...] = (
     ("DATABASE_URL", _passwords),
     ("ALERT_SMTP_URL", _passwords),
     ("ENCRYPTION_KEYS_PREVIOUS", tuple),
+    ("BACKUP_IDENTITY", tuple),
     ("OTEL_EXPORTER_OTLP_HEADERS", _in_headers),
     ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", _in_headers),
 )
@@ -770,6 +851,8 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     faults += _missing(values, source, needs)
     if faults:
         raise SettingsError(faults)
+    if values["redis_url"] is not None:
+        values["redis_url"] = replace(values["redis_url"], prefix=values["job_queue_prefix"])
     return Settings(**values)
 
 

@@ -27,7 +27,16 @@ from oxherd.herd import Herd
 from oxherd.job import Job
 from oxherd.queue.producer import NewJob, Producer
 from oxherd.queue.schedule import Repeat
-from oxherd.telemetry.events import InternalFault, JobEnded, WorkerWarned, attach, emit, watched
+from oxherd.telemetry.events import (
+    AlertFired,
+    AlertResolved,
+    InternalFault,
+    JobEnded,
+    WorkerWarned,
+    attach,
+    emit,
+    watched,
+)
 from oxherd.telemetry.sentry import _schedule_of, fingerprint, scrubbed
 
 CONTRACT = Path(__file__).resolve().parents[3] / "shared" / "contracts" / "sentry.envelopes.sample.json"
@@ -287,6 +296,25 @@ async def test_a_fault_of_our_own_is_reported_with_its_stack(environ, sentry):
     assert event["tags"]["where"] == "take"
 
 
+ALERT = {"alert": "queue-age", "subject": "", "severity": "ticket"}
+
+
+async def test_an_alert_and_its_end_are_one_group_with_the_runbook(environ, sentry):
+    stop = start_sentry(settings.load(environ))
+    for again in (False, True):
+        emit(AlertFired(**ALERT, summary="3 jobs wait", runbook="runbooks/queue-age.md", again=again))
+    emit(AlertFired(**ALERT | {"subject": "other", "severity": "page"}, summary="4 wait", runbook="", again=False))
+    emit(AlertResolved(**ALERT, seconds=60.0))
+    await in_time(stop)
+    told = [(each["tags"]["alert.state"], each["level"], each["fingerprint"]) for each in sentry.all("event")]
+    group = ["alert", "queue-age", ""]
+    assert told == [
+        ("fired", "warning", group), ("again", "warning", group),
+        ("fired", "error", ["alert", "queue-age", "other"]), ("resolved", "info", group),
+    ]  # fmt: skip
+    assert sentry.all("event")[0]["extra"]["runbook"] == "runbooks/queue-age.md"
+
+
 async def test_without_a_share_of_traces_errors_alone_are_sent(environ, sentry):
     await run(environ | {"SENTRY_TRACES_SAMPLE_RATE": "0"}, NewJob("tick"), NewJob("breaks", {}, {"attempts": 1}))
     assert set(sentry.items) <= {"event", "client_report"}
@@ -339,10 +367,13 @@ async def test_a_real_receiver_takes_all_we_send_and_groups_errors_as_we_do(envi
         for job in [*failing, NewJob("nobody", {}, {"attempts": 1})]:
             await producer.add(job.name, job.data, **job.opts)
         await wait(6)
+        emit(AlertFired(**ALERT, summary="3 jobs wait", runbook="runbooks/queue-age.md", again=False))
+        emit(AlertResolved(**ALERT, seconds=60.0))
         await asyncio.to_thread(sentry_sdk.flush, 30)  # it is slow, and the stop does not wait for it
     assert set(bugsink.answers()) == {200}
     issues = {name: (words[-19:], function, count) for name, words, function, count in bugsink.issues()}
     assert issues["ValueError"] == (": no entry with ***", "breaks", 3)
-    assert set(issues) == {"ValueError", "UnknownJob"}
+    assert sorted(name for name, *_ in bugsink.issues()) == ["Log Message", "UnknownJob", "ValueError"]
+    assert issues["Log Message"][2] == 2  # an alert, and its end
     assert {(release, environment) for release, environment, _ in bugsink.events()} == {("app@1.2", "staging")}
     assert not any(KEY in data for _, _, data in bugsink.events())

@@ -15,6 +15,7 @@ from oxherd.cli import (
     alerts,
     approvals,
     audit,
+    backup,
     credentials,
     db,
     demo,
@@ -89,6 +90,7 @@ app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
 app.command(epilog=rotate.EXAMPLES)(rotate.rotate)
+app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")
 
 

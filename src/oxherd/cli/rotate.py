@@ -42,7 +42,7 @@ def rotate(
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Say which rotations are under way.")] = False,
     leaked: Annotated[
-        Path | None, typer.Option(metavar="REPORT", help="Rotate what `oxherd audit secrets --json` found, worst first.")
+        Path | None, typer.Option(metavar="REPORT", help="Rotate what `oxherd audit secrets --json` found.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,

@@ -51,7 +51,7 @@ class Rest:
             await self._session.close()
 
     async def call(self, method: str, path: str, body: Any = None, *, login: Secret | None = None) -> Any:
-        """Send; again where the service is busy, and where reading failed. A write whose answer was lost is not repeated.
+        """Send; again where it is busy, and where reading failed. A write whose answer was lost is not repeated.
 
         Parameters:
             method, path: what is asked for.

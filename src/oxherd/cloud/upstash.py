@@ -50,7 +50,7 @@ class Upstash:
         return _password(await self._rest.call("GET", f"/redis/database/{quote(id, safe='')}"))
 
     async def reset_password(self, id: str) -> Secret | None:  # noqa: A002
-        """Give a database another password. **The old one is refused at once, and can't be had back.**"""
+        """Give a database another password. The old one is refused at once, and can't be had back."""
         return _password(await self._rest.call("POST", f"/redis/reset-password/{quote(id, safe='')}"))
 
 

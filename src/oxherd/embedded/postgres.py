@@ -51,17 +51,19 @@ class Postgres(Engine):
         """`postgresql://…` of the database `postgres`."""
         return self._url("postgres")
 
-    def create_database(self, name: str, *, template: str = "template1") -> str:
+    def create_database(self, name: str, *, template: str = "template1", encoding: str = "UTF8") -> str:
         """Create an empty database, or a copy of one that nobody is connected to.
 
         Parameters:
             name: the new database's name.
-            template: the database to copy.
+            template: the database to copy; `template0` for another encoding.
+            encoding: by Postgres's name for it.
 
         Returns:
             The new database's url.
         """
-        self._sql(f"create database {quoted(name)} template {quoted(template)}")
+        other = "" if encoding == "UTF8" else f" encoding {quoted(encoding)} locale_provider libc locale 'C'"
+        self._sql(f"create database {quoted(name)} template {quoted(template)}{other}")
         return self._url(name)
 
     def drop_database(self, name: str) -> None:

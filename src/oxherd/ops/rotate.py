@@ -156,8 +156,9 @@ class Rotation(ABC):
 
     def no_way_back(self) -> None:
         """Say that the old value is about to be refused. Call it when all was looked at, before anything is done."""
-        self.progress.retiring = True
-        self.scene.keep()
+        if not self.progress.retiring:
+            self.progress.retiring = True
+            self.scene.keep()
 
     def settings_after(self) -> Settings:
         """This process's settings once the old value is dead."""

@@ -64,7 +64,7 @@ class OnRailway:
                 mine["before"] = await self._newest(place)
                 keep()
             if "deployment" not in mine:
-                mine["deployment"] = await self._deploy(place, mine, keep)
+                mine["deployment"] = await self._deploy(place, mine)
                 keep()
             self._tell(f"{place}: deployment {mine['deployment']}")
             try:
@@ -80,7 +80,7 @@ class OnRailway:
         found = await self._api.deployments(place, limit=1)
         return found[0].id if found else ""
 
-    async def _deploy(self, place: Place, mine: dict[str, Any], keep: Callable[[], None]) -> str:
+    async def _deploy(self, place: Place, mine: dict[str, Any]) -> str:
         # Whatever is newer than the write has the new values, whoever asked for it: also we, before we died.
         if (newest := await self._newest(place)) != mine["before"]:
             return newest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -53,8 +53,8 @@ class EncryptionKey(Rotation):
             Stage.PROVE: f"run {PROBES} jobs with a field that the new key sealed, and {PROBES} with the old one's",
             Stage.SWITCH: f"seal all credentials with the new key while workers read them ({rows}), open each of them, "
             f"then make it {NAME} and the old one the first of {PREVIOUS}: {switched}",
-            Stage.RETIRE: "seal what was put meanwhile; stop while an unfinished job or a schedule has a field that the "
-            f"old key sealed; then remove it from {PREVIOUS}: {switched}. Links to answer questions that were sent "
+            Stage.RETIRE: "seal what was put meanwhile; stop while an unfinished job or a schedule has a field that "
+            f"the old key sealed; then remove it from {PREVIOUS}: {switched}. Links to answer questions that were sent "
             "before the switch end here",
             Stage.BURY: "see that no consumer has the old key, and that all rows open without it",
         }
@@ -221,7 +221,7 @@ class EncryptionKey(Rotation):
                     return ended, waiting
 
 
-def _unreadable(faults: list[tuple[str, str, str]]) -> RotationStopped:
+def _unreadable(faults: Sequence[tuple[str, str, str]]) -> RotationStopped:
     shown = "; ".join(f"{name}{f' of {tenant}' if tenant else ''}: {why}" for tenant, name, why in faults[:3])
     more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
     return RotationStopped(

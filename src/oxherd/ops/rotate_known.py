@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TypeVar
 
 from oxherd.cloud.openrouter_admin import OpenRouterAdmin
 from oxherd.cloud.railway import Railway
@@ -32,6 +32,8 @@ NAMES = (
     "API_READ_TOKEN", "API_TOKEN", "DATABASE_URL", "ENCRYPTION_KEY", "OPENROUTER_API_KEY", "REDIS_URL",
     "SUPABASE_SERVICE_ROLE_KEY", *GUIDES,
 )  # fmt: skip
+SUPABASE = (".supabase.co", ".supabase.com")  # how hosts end: direct ones, and poolers
+UPSTASH = ".upstash.io"  # how the host of each of its databases ends
 ELSEWHERE = frozenset(GUIDES)  # not in workers: on machines of operators and in CI
 
 
@@ -147,34 +149,42 @@ async def _on_railway(
 
 
 async def _rotation(wanted: Wanted, scene: Scene, stack: AsyncExitStack) -> Rotation:
-    settings = scene.settings
     match wanted.name:
         case "OPENROUTER_API_KEY":
-            key = _needed(settings.openrouter_management_key, "OPENROUTER_MANAGEMENT_KEY")
-            return OpenRouterKey(
-                scene, await stack.enter_async_context(OpenRouterAdmin(settings.openrouter_base_url, key))
-            )
+            key = _needed(scene.settings.openrouter_management_key, "OPENROUTER_MANAGEMENT_KEY")
+            api = OpenRouterAdmin(scene.settings.openrouter_base_url, key)
+            made: Rotation = OpenRouterKey(scene, await stack.enter_async_context(api))
         case "SUPABASE_SERVICE_ROLE_KEY":
-            api = await _supabase(settings, stack)
-            return SupabaseKey(scene, api, disable_legacy=wanted.disable_legacy)
+            supabase = await _supabase(scene.settings, stack)
+            made = SupabaseKey(scene, supabase, disable_legacy=wanted.disable_legacy)
         case "DATABASE_URL":
-            if settings.database_url is not None and _at_supabase(settings.database_url):
-                return SupabasePassword(scene, await _supabase(settings, stack))
-            return PostgresRole(scene)
+            made = await _database(scene, stack)
         case "REDIS_URL":
-            _needed(getattr(settings, "redis_url", None), "REDIS_URL")
-            if not settings.redis_url.host.endswith(".upstash.io") or settings.redis_admin_url is not None:
-                return RedisUser(scene)
-            key = _needed(settings.upstash_api_key, "UPSTASH_API_KEY")
-            upstash = Upstash(settings.upstash_api_url, settings.upstash_email, key)
-            return UpstashPassword(scene, await stack.enter_async_context(upstash))
+            made = await _redis(scene, stack)
         case "API_TOKEN" | "API_READ_TOKEN":
-            name = cast(Literal["API_TOKEN", "API_READ_TOKEN"], wanted.name)
-            return ApiToken(name, scene, wanted.url or settings.reached_at)
+            made = ApiToken(wanted.name, scene, wanted.url or scene.settings.reached_at)
         case "ENCRYPTION_KEY":
-            _needed(getattr(settings, "redis_url", None), "REDIS_URL")
-            return EncryptionKey(scene)
-    return Guided(wanted.name, scene)
+            _needed(scene.settings.redis_url, "REDIS_URL")
+            made = EncryptionKey(scene)
+        case _:
+            made = Guided(wanted.name, scene)
+    return made
+
+
+async def _database(scene: Scene, stack: AsyncExitStack) -> Rotation:
+    if scene.settings.database_url is not None and _at_supabase(scene.settings.database_url):
+        return SupabasePassword(scene, await _supabase(scene.settings, stack))
+    return PostgresRole(scene)
+
+
+async def _redis(scene: Scene, stack: AsyncExitStack) -> Rotation:
+    settings = scene.settings
+    _needed(settings.redis_url, "REDIS_URL")
+    if not settings.redis_url.host.endswith(UPSTASH) or settings.redis_admin_url is not None:
+        return RedisUser(scene)
+    key = _needed(settings.upstash_api_key, "UPSTASH_API_KEY")
+    api = Upstash(settings.upstash_api_url, settings.upstash_email, key)
+    return UpstashPassword(scene, await stack.enter_async_context(api))
 
 
 async def _supabase(settings: Settings, stack: AsyncExitStack) -> SupabaseAdmin:
@@ -184,7 +194,7 @@ async def _supabase(settings: Settings, stack: AsyncExitStack) -> SupabaseAdmin:
 
 def _at_supabase(url: Secret) -> bool:
     host = url.reveal().rpartition("@")[2].partition("/")[0].partition(":")[0]
-    return host.endswith((".supabase.co", ".supabase.com"))
+    return host.endswith(SUPABASE)
 
 
 def _needed(value: T | None, name: str) -> T:

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import quote, unquote
 
@@ -17,7 +19,7 @@ from oxherd.ops.rotate import Rotation, Scene, Words
 from oxherd.ops.rotate_reset import Reset
 from oxherd.ops.rotate_state import Stage
 from oxherd.settings import Secret, Settings
-from oxherd.store.address import FAULTS, Address, parse
+from oxherd.store.address import FAULTS, parse
 from oxherd.store.postgres import PostgresStore
 
 NAME = "DATABASE_URL"
@@ -207,29 +209,26 @@ class PostgresRole(Rotation):
         return user, rows[0]["base"] or user
 
     async def _run(self, *statements: str) -> None:
-        await _with(self._admin, lambda connection: _all(connection, statements))
+        async with self._connected() as connection, connection.transaction():
+            for statement in statements:
+                await connection.execute(statement)
 
     async def _value(self, query: str, *arguments: str) -> object:
         return next(iter((await self._rows(query, *arguments))[0].values()))
 
     async def _rows(self, query: str, *arguments: str) -> list[asyncpg.Record]:
-        return await _with(self._admin, lambda connection: connection.fetch(query, *arguments))  # type: ignore[no-any-return]
+        async with self._connected() as connection:
+            return await connection.fetch(query, *arguments)
 
-
-async def _with(address: Address, work: object) -> object:
-    connection = await address.connect()
-    try:
-        return await work(connection)  # type: ignore[operator]
-    except FAULTS as error:
-        raise address.fault(error) from None
-    finally:
-        await connection.close()
-
-
-async def _all(connection: asyncpg.Connection[asyncpg.Record], statements: tuple[str, ...]) -> None:
-    async with connection.transaction():
-        for statement in statements:
-            await connection.execute(statement)
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        connection = await self._admin.connect()
+        try:
+            yield connection
+        except FAULTS as error:
+            raise self._admin.fault(error) from None
+        finally:
+            await connection.close()
 
 
 def _quoted(name: str) -> str:

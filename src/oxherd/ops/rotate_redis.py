@@ -96,7 +96,7 @@ class RedisUser(Rotation):
         end = "switch the user default off" if old == "default" else f"delete the user {old}"
         return {
             Stage.NEW: f"a user {self._user} with a password of 32 random bytes",
-            Stage.INSTALL: f"ACL SETUSER {self._user} with the rules of {old}, and save it; both can log in from here on",
+            Stage.INSTALL: f"ACL SETUSER {self._user} with the rules of {old}, and save it; both can log in from here",
             Stage.PROVE: "log in as it; write, read, run a script and delete",
             Stage.SWITCH: await self.scene.consumers.look(self.names),
             Stage.RETIRE: f"wait until no connection of {old} is left, then switch {old} off",

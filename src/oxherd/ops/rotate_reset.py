@@ -47,7 +47,7 @@ class Reset(Rotation):
         await self.find()
         return {
             Stage.NEW: "nothing yet: there can be only one at a time",
-            Stage.INSTALL: f"close the intake gate and wait up to {DRAIN:.0f} s for running jobs: jobs added meanwhile wait",
+            Stage.INSTALL: f"close the intake gate and wait up to {DRAIN:.0f} s for running jobs; new ones wait",
             Stage.PROVE: "nothing: it can be proved only once it is in force",
             Stage.SWITCH: f"{self.how}. IRREVERSIBLE, and the old one is refused at once: from here until the "
             f"consumers run with the new one, nothing works. Then {await self.scene.consumers.look(self.names)}; use "

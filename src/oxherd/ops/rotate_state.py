@@ -1,7 +1,7 @@
 """How far a rotation has come, on disk and encrypted, so that a death at any moment loses no secret.
 
-A file has a key of its own, which is sealed for whoever may go on: `ENCRYPTION_KEY`, the key that replaces it where that
-is what is rotated, and a passphrase. So the file opens before, during and after a new `ENCRYPTION_KEY`.
+A file has a key of its own, which is sealed for whoever may go on: `ENCRYPTION_KEY`, the key that replaces it where
+that is what is rotated, and a passphrase. So the file opens before, during and after a new `ENCRYPTION_KEY`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from oxherd.store.supabase import SupabaseStore
 
 NAME = "SUPABASE_SERVICE_ROLE_KEY"
 LEGACY = (
-    "the old key is a JWT, which Supabase can only switch off together with the anon key: every browser and app that uses "
-    "the anon key would be locked out"
+    "the old key is a JWT, which Supabase can only switch off together with the anon key: every browser and app that "
+    "uses the anon key would be locked out"
 )
 
 

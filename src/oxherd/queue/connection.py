@@ -22,6 +22,7 @@ import hiredis
 
 from oxherd.clock import mono
 from oxherd.errors import RedisRefused, RedisUnreachable
+from oxherd.queue.cluster import nodes_of, owner_of
 from oxherd.queue.scripts import Script, script
 from oxherd.settings import RedisTarget
 from oxherd.telemetry.events import InternalFault, RedisBack, RedisLost, RedisRefusedCommand, emit
@@ -46,13 +47,17 @@ HINTS = {
     "MISCONF": "Redis can't write to its disk and refuses writes; look at its log and disk space",
     "MASTERDOWN": "the replica lost its primary; waiting",
     "CLUSTERDOWN": "the cluster is down; waiting",
+    "MOVED": "another node of the cluster has the queue now; reconnecting to that one",
+    "ASK": "the queue is being moved to another node of the cluster; waiting",
+    "TRYAGAIN": "the queue is being moved to another node of the cluster; waiting",
+    "CROSSSLOT": "JOB_QUEUE_PREFIX, and the producers' prefix, need a hash tag on a cluster, such as {bull}",
     "NOREPLICAS": "Redis wants more replicas before it takes writes (min-replicas-to-write); waiting",
     "QUOTA": "the plan's number of requests is used up: raise it; finishes wait",
 }
 HOSTED = {"DB capacity quota exceeded": "OOM", "max requests limit": "QUOTA", "max daily request limit": "QUOTA"}
 # Refused before anything was written, and likely to pass: worth another try.
-PASSING = frozenset(HINTS) - {"NOPERM"}
-MUST_RECONNECT = frozenset({"READONLY", "NOAUTH", "WRONGPASS"})
+PASSING = frozenset(HINTS) - {"NOPERM", "CROSSSLOT"}
+MUST_RECONNECT = frozenset({"READONLY", "NOAUTH", "WRONGPASS", "MOVED"})
 
 
 class Connection(asyncio.Protocol):
@@ -273,7 +278,8 @@ class Link:
         longest_pause: float = BACKOFF[1],
         client_name: str | None = None,
     ) -> None:
-        self._target = target
+        self._target = self._place = target
+        self._nodes: list[RedisTarget] = []  # of the cluster; any of them can tell which one has the queue
         self.purpose = purpose
         self._client_name = client_name or f"oxherd:{purpose}"
         self._on_up = on_up
@@ -334,12 +340,15 @@ class Link:
             RedisUnreachable: the reply was lost; the command may or may not have run.
             RedisRefused: it did not run.
         """
-        await self._up.wait()
-        try:
-            return await self.send(*args)
-        except RedisRefused as error:
-            self._note(error)
-            raise
+        while True:
+            await self._up.wait()
+            try:
+                return await self.send(*args)
+            except RedisRefused as error:
+                self._note(error)
+                if error.code != "MOVED":
+                    raise
+                self._up.clear()  # it ran nowhere: ask the node that has the queue now
 
     async def run(self, loaded: Script, *args: bytes | str | float) -> Any:
         """Run a script with its keys and arguments; as `call`, and loads it first where Redis forgot it."""
@@ -366,6 +375,7 @@ class Link:
             return
         emit(RedisRefusedCommand(code=error.code, message=error.message, hint=error.hint))
         if error.code in MUST_RECONNECT:
+            self._why_lost = error.message
             self.drop()
 
     async def _connect(self) -> int:
@@ -376,7 +386,7 @@ class Link:
                 self._up.clear()
                 self._lost.set()
 
-        connection = await connect(self._target, self._client_name, on_lost, self._on_push)
+        connection = await self._reach(on_lost)
         watch = asyncio.create_task(self._drop_when_silent(connection, self._patience or CONNECT_TIMEOUT))
         try:
             for name in self._preload:
@@ -394,6 +404,48 @@ class Link:
         self._up.set()
         self.down_since = None
         return count
+
+    async def _reach(self, on_lost: Callable[[Exception | None], None]) -> Connection:
+        """Connect to the node that has the queue: where Redis is no cluster, to the only one."""
+        places, seen = [self._place, self._target, *self._nodes], set()
+        failure: RedisUnreachable | None = None
+        while places:
+            place = places.pop(0)
+            if (address := (place.host, place.port)) in seen:
+                continue
+            seen.add(address)
+            try:
+                connection = await connect(place, self._client_name, on_lost, self._on_push)
+                owner = await self._ask_for_owner(connection, place)
+            except RedisUnreachable as error:
+                failure = failure or error
+                continue
+            if owner is None:
+                self._place = place
+                return connection
+            connection.close()
+            places.insert(0, owner)
+        raise failure or RedisUnreachable(f"the cluster of {self._target.shown} does not agree on who has the queue")
+
+    async def _ask_for_owner(self, connection: Connection, place: RedisTarget) -> RedisTarget | None:
+        if not place.prefix:
+            return None
+        asked = connection.send(b"EXISTS", place.prefix), connection.send(b"CLUSTER", b"SLOTS")
+        probe: Any
+        slots: Any
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                probe, slots = await asyncio.gather(*asked, return_exceptions=True)
+            if isinstance(probe, RedisUnreachable):
+                raise probe
+            self._nodes = nodes_of(slots, place)
+            return owner_of(probe, place)
+        except TimeoutError:
+            connection.close()
+            raise RedisUnreachable(f"can't reach Redis at {place.shown}: no answer within 5 s") from None
+        except BaseException:
+            connection.close()
+            raise
 
     async def _drop_when_silent(self, connection: Connection, patience: float) -> None:
         """Break the connection once it has been silent for too long: whoever waits for a reply is told so."""

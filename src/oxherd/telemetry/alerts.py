@@ -48,7 +48,10 @@ KINDS: Mapping[str, Kind] = {
         Kind("silent-worker", "page", "A worker is there and takes no jobs, or has vanished without a word."),
         Kind("stuck-drain", "ticket", "A worker has been stopping for longer than its grace."),
         Kind("store-away", "page", "The database takes no writes, and finished jobs wait for it.", lasting=MINUTE),
-        Kind("key-expiring", "ticket", "A key or a certificate is about to expire."),
+        Kind("key-expiring", "ticket", "A key is about to expire."),
+        Kind("certificate-expiring", "ticket", "A server that workers need shows a certificate that is about to end."),
+        Kind("backup-old", "page", "The last good backup is too old, or there is none."),
+        Kind("backup-unproven", "page", "The last verification of a backup failed: it may not be one."),
     )
 }
 

@@ -171,6 +171,7 @@ class Reporter:
             events.InternalFault: _fault,
             events.ScheduleFailed: _schedule_failed,
             events.AlertFired: _alert,
+            events.AlertResolved: _alert_over,
         }
 
     # -- jobs
@@ -304,9 +305,22 @@ def _schedule_failed(event: events.ScheduleFailed) -> None:
 
 
 def _alert(event: events.AlertFired) -> None:
-    if not event.again:
-        about = {"tags": {"alert": event.alert, "severity": event.severity}, "extra": {"runbook": event.runbook}}
-        _report(None, event.summary, {**about, "fingerprint": ["alert", event.alert, event.subject]})
+    level = "error" if event.severity == "page" else "warning"
+    _report_alert(event, event.summary, level, "again" if event.again else "fired", {"runbook": event.runbook})
+
+
+def _alert_over(event: events.AlertResolved) -> None:
+    # In the same group. Only Sentry's API closes an issue; its next event opens it again by itself.
+    words = f"over: {event.alert} {event.subject}".strip()
+    _report_alert(event, words, "info", "resolved", {"seconds": event.seconds})
+
+
+def _report_alert(
+    event: events.AlertFired | events.AlertResolved, words: str, level: str, state: str, extra: Attributes
+) -> None:
+    tags = {"alert": event.alert, "severity": event.severity, "alert.state": state}
+    group = ["alert", event.alert, event.subject]
+    _report(None, words, {"level": level, "tags": tags, "extra": extra, "fingerprint": group})
 
 
 # -- spans

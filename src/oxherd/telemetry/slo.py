@@ -216,15 +216,20 @@ class Promises:
         objectives: what was promised.
         no_progress: seconds that jobs may wait while none ends, before somebody is told.
         queue_age: seconds that the next job in line may wait.
+        backup_age: seconds that the last good backup may be old.
     """
 
     objectives: tuple[Objective, ...] = DEFAULTS
     no_progress: float = 15 * 60.0
     queue_age: float = 10 * 60.0
+    backup_age: float = 26 * HOUR
+
+
+_LIMITS = ("no_progress", "queue_age", "backup_age")
 
 
 def load_promises(path: Path) -> Promises:
-    """Read `oxherd.toml`: `[[slo]]` tables, and an `[alerts]` table with `no_progress` and `queue_age` as durations.
+    """Read `oxherd.toml`: `[[slo]]` tables, and an `[alerts]` table of durations, named as in Promises.
 
     Parameters:
         path: of the file; where there is none, the defaults hold.
@@ -241,9 +246,9 @@ def load_promises(path: Path) -> Promises:
     faults = [f"{key}: is not known; known are alerts, slo" for key in tables if key not in {"slo", "alerts"}]
     alerts = tables.get("alerts", {})
     read = _Reader(alerts, "alerts", faults) if isinstance(alerts, dict) else None
-    limits = {name: read(name, _seconds) for name in ("no_progress", "queue_age") if name in alerts} if read else {}
+    limits = {name: read(name, _seconds) for name in _LIMITS if name in alerts} if read else {}
     faults += [] if read else ["alerts: must be a table"]
-    faults += [f"alerts.{key}: is not known" for key in alerts if key not in {"no_progress", "queue_age"}]
+    faults += [f"alerts.{key}: is not known" for key in alerts if key not in _LIMITS]
     try:
         objectives = read_objectives(tables["slo"]) if "slo" in tables else DEFAULTS
     except UsageError as error:

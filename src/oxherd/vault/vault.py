@@ -162,7 +162,7 @@ class Vault:
             result.left = await self._left()
         return result
 
-    async def check(self, tell: Callable[[int], None], *, page: int = PAGE) -> list[tuple[str, str, str]]:
+    async def check(self, tell: Callable[[int], None], *, page: int = PAGE) -> Sequence[tuple[str, str, str]]:
         """Open every credential, and forget what was in it.
 
         Parameters:

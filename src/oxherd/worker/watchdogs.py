@@ -7,100 +7,30 @@ on where it left off. While nothing happens it looks every two hours: hosted Red
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from oxherd.clock import mono, wall_ms
-from oxherd.errors import RedisRefused, RedisUnreachable
+from oxherd.errors import RedisRefused, RedisUnreachable, StoreUnreachable
 from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.connection import Link
 from oxherd.queue.indicators import Indicators
 from oxherd.queue.keys import Keys
 from oxherd.queue.registry import Registry
-from oxherd.settings import Secret
-from oxherd.store import Store
 from oxherd.telemetry.alerts import Finding, Notice, look
 from oxherd.telemetry.channels import Channel, Wording, deliver
 from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, InternalFault, emit
-from oxherd.telemetry.slo import DAY, HOUR, Promises
+from oxherd.telemetry.slo import HOUR, Promises
+from oxherd.worker.probes import SPIKE, Probe
 
 MINUTE = 60.0
 EVERY = 60.0  # seconds between looks
 EVERY_IDLE = 120 * MINUTE  # the same once nothing has happened for a while
 IDLE_AFTER = 2 * MINUTE
-SPIKE, SPIKE_LEAST, SPIKE_SHARE = 3.0, 5, 0.2  # times the usual share, so many failures, this share of all
+SPIKE_LEAST, SPIKE_SHARE = 5, 0.2  # so many failures, this share of all
 SLOW = 30.0  # seconds that a worker may need to stop, beyond its grace
-SPEND_LEAST = 1.0  # US dollars in an hour below which nobody is told
-HOUR_MS = 3_600_000
-EXPIRY_NOTICE = 14 * DAY  # seconds
-Probe = Callable[[], Awaitable[list[Finding]]]
-
-
-def store_probe(store: Store) -> Probe:
-    """Finds a database that takes no writes."""
-
-    async def probe() -> list[Finding]:
-        away = store.away_seconds
-        summary = f"{store.waiting} writes have waited for {away:.0f} s"
-        return [Finding("store-away", "", summary)] if away else []
-
-    return probe
-
-
-def spend_probe(store: Store) -> Probe:
-    """Finds an hour that cost far more than the hours of the day before it."""
-
-    async def spent(since: int, until: int) -> float:
-        rows = await store.spend_report(by="day", since=since, until=until)
-        return float(sum(row.cost_usd for row in rows))
-
-    async def probe() -> list[Finding]:
-        now = wall_ms()
-        last, before = await spent(now - HOUR_MS, now), await spent(now - 24 * HOUR_MS, now - HOUR_MS)
-        usual = before / 23
-        if last < SPEND_LEAST or not usual or last < SPIKE * usual:
-            return []
-        return [Finding("spend-spike", "", f"${last:.2f} in the last hour; usual is ${usual:.2f}")]
-
-    return probe
-
-
-def expiry_probe(keys: Mapping[str, Secret | None]) -> Probe:
-    """Finds keys that are JSON web tokens, such as Supabase's legacy ones, and end within two weeks.
-
-    Parameters:
-        keys: values of variables by their names.
-    """
-
-    async def probe() -> list[Finding]:
-        found = []
-        for name, key in keys.items():
-            ends = None if key is None else jwt_expiry(key.reveal())
-            left = float("inf") if ends is None else ends - wall_ms() / 1000
-            if left < EXPIRY_NOTICE:
-                found.append(Finding("key-expiring", name, f"{name} expires in {left / DAY:.1f} days"))
-        return found
-
-    return probe
-
-
-def jwt_expiry(text: str) -> float | None:
-    """When a JSON web token ends, in wall seconds (RFC 7519, `exp`); None where it never does, or is none."""
-    parts = text.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError):
-        return None
-    ends = claims.get("exp") if isinstance(claims, dict) else None
-    return float(ends) if isinstance(ends, int | float) else None
 
 
 class Watchdogs:
@@ -176,7 +106,7 @@ class Watchdogs:
         self._looked_at = mono()
         self._indicators.forget()
         kept, silences = await asyncio.gather(self.book.alerts(), self.book.silences())
-        findings = [finding for probe in self._probes for finding in await probe()]
+        findings = [finding for probe in self._probes for finding in await self._found(probe)]
         looked = look(kept, findings, silences, now=wall_ms() / 1000)
         self._wrong = bool(looked.keep)
         told = []
@@ -188,6 +118,13 @@ class Watchdogs:
                 told.append(notice)
         await self.book.keep(looked)
         return told
+
+    @staticmethod
+    async def _found(probe: Probe) -> list[Finding]:
+        try:
+            return await probe()
+        except StoreUnreachable:
+            return []  # another probe says so; it must not keep people from hearing of the rest
 
     def _log(self, notice: Notice) -> None:
         alert = notice.alert

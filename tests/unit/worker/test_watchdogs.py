@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from oxherd.clock import wall_ms
+from oxherd.errors import StoreUnreachable
 from oxherd.queue import alertbook, indicators
 from oxherd.queue.admin import REOPEN, Admin
 from oxherd.queue.alertbook import AlertBook
@@ -19,8 +20,9 @@ from oxherd.telemetry.alerts import CALM, Finding, Silence
 from oxherd.telemetry.channels import Undelivered
 from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, attach
 from oxherd.telemetry.slo import Objective, Promises, Sli
-from oxherd.worker import watchdogs
-from oxherd.worker.watchdogs import Watchdogs, expiry_probe, spend_probe
+from oxherd.worker import probes, watchdogs
+from oxherd.worker.probes import expiry_probe, spend_probe
+from oxherd.worker.watchdogs import Watchdogs
 
 MINUTE = 60
 SUCCESS = Objective("success", Sli.SUCCESS, 0.99)
@@ -31,7 +33,7 @@ def clock(monkeypatch):
     class Clock:
         now = float(wall_ms() // 1000)
 
-    for module in (alertbook, indicators, watchdogs):
+    for module in (alertbook, indicators, probes, watchdogs):
         monkeypatch.setattr(module, "wall_ms", lambda: int(Clock.now * 1000))
     return Clock
 
@@ -196,7 +198,7 @@ async def test_an_hour_that_costs_far_more_than_usual_is_told(stage):
             self.sums = {True: last, False: before}
 
         async def spend_report(self, *, by, since, until):
-            return [SimpleNamespace(cost_usd=self.sums[until - since == watchdogs.HOUR_MS])]
+            return [SimpleNamespace(cost_usd=self.sums[until - since == probes.HOUR_MS])]
 
     assert await spend_probe(Spent(0.9, 0.1))() == []
     assert await spend_probe(Spent(5.0, 46.0))() == []
@@ -252,3 +254,15 @@ async def test_a_silence_keeps_people_in_peace_until_it_ends(stage):
     await book.silence(Silence("queue-age", stage.clock.now + 60))
     assert await book.unsilence("queue-age")
     assert not await book.unsilence("queue-age")
+
+
+async def test_a_database_that_is_away_keeps_nobody_from_hearing_of_the_rest(stage):
+    async def away():
+        raise StoreUnreachable("no answer")
+
+    async def full():
+        return [Finding("key-expiring", "", "x")]
+
+    dogs = stage.dogs()
+    dogs._probes = (away, full)
+    assert [notice.alert.key for notice in await dogs.look()] == ["key-expiring"]

@@ -1,0 +1,96 @@
+"""Which backups there are, and what verifying them came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from oxherd.backup import manifest
+from oxherd.backup.manifest import Manifest
+from oxherd.backup.storage import Storage
+from oxherd.errors import BackupDamaged, BackupNotFound
+
+REPORT = "verified."  # and the wall ms; after the backup's name
+ABANDONED = 86_400.0  # seconds after which objects without a manifest count as left behind
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One backup.
+
+    Attributes:
+        manifest: its own.
+        objects: the names of all its objects, the manifest's first: a backup that is half deleted is not listed.
+        verified: the newest report's, or None.
+    """
+
+    manifest: Manifest
+    objects: tuple[str, ...]
+    verified: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The backup's."""
+        return self.manifest.name
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it was restored and was found whole, last time."""
+        return self.verified is not None and bool(self.verified.get("ok"))
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All backups, the newest first, and objects that belong to none and are old."""
+
+    entries: tuple[Entry, ...]
+    abandoned: tuple[str, ...]
+
+
+def load(storage: Storage, name: str) -> Manifest:
+    """A backup's manifest, by its name, the beginning of it, or `latest`. Raises BackupNotFound, BackupDamaged."""
+    names = [each.name.partition("/")[0] for each in storage.objects() if each.name.endswith(f"/{manifest.FILE}")]
+    whole = manifest.find(names, name)
+    try:
+        return manifest.read(storage.get(f"{whole}/{manifest.FILE}"), whole)
+    except FileNotFoundError:
+        raise BackupNotFound(f"{whole} was deleted just now") from None
+
+
+def read(storage: Storage, *, now: float) -> Catalogue:
+    """All of them. A manifest that can't be read raises BackupDamaged.
+
+    Parameters:
+        storage: where they are.
+        now: wall seconds.
+    """
+    folders: dict[str, list[str]] = {}
+    newest: dict[str, float] = {}
+    for each in storage.objects():
+        name, _, rest = each.name.partition("/")
+        if rest:
+            folders.setdefault(name, []).append(each.name)
+            newest[name] = max(newest.get(name, 0.0), each.at)
+    entries, abandoned = [], []
+    for name, objects in sorted(folders.items(), reverse=True):
+        if f"{name}/{manifest.FILE}" in objects:
+            entries.append(_entry(storage, name, objects))
+        elif now - newest[name] > ABANDONED:
+            abandoned += objects
+    return Catalogue(tuple(entries), tuple(abandoned))
+
+
+def _entry(storage: Storage, name: str, objects: list[str]) -> Entry:
+    own = f"{name}/{manifest.FILE}"
+    reports = sorted(each for each in objects if each.startswith(f"{name}/{REPORT}"))
+    try:
+        verified = orjson.loads(storage.get(reports[-1])) if reports else None
+    except (orjson.JSONDecodeError, FileNotFoundError):
+        verified = None
+    try:
+        found = manifest.read(storage.get(own), name)
+    except FileNotFoundError:
+        raise BackupDamaged(f"{name} is being deleted", hint="ask again") from None
+    return Entry(found, (own, *(each for each in sorted(objects) if each != own)), verified)

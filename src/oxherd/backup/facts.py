@@ -1,0 +1,221 @@
+"""What a database holds, as a restored copy must hold it: rows, checksums, sequences, constraints, policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oxherd.embedded.postgres import quoted
+
+# Supabase's own, which it makes anew in every project; its `auth` and `storage` hold users' rows and are kept.
+# Source: supabase/cli, pkg/migration/dump.go (internal schemas).
+MANAGED = (
+    "_analytics", "_realtime", "_supavisor", "cron", "dbdev", "etl", "extensions", "graphql", "graphql_public", "net",
+    "pgbouncer", "pgmq", "pgsodium", "pgsodium_masks", "pgtle", "realtime", "repack", "supabase_functions",
+    "supabase_migrations", "tiger", "tiger_data", "topology", "vault",
+)  # fmt: skip
+# Supabase's own bookkeeping inside the schemas that are kept.
+UNWANTED_ROWS = ("auth.schema_migrations", "storage.migrations")
+EXTENSION_MEMBER = "exists (select from pg_catalog.pg_depend d where d.objid = {oid} and d.deptype = 'e')"
+# The text of a row must not depend on who asks.
+SAME_TEXT = (
+    "set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres'; set local timezone = 'UTC'; "
+    "set local extra_float_digits = 3; set local bytea_output = 'hex'; set local xmlbinary = 'base64'; "
+    "set local search_path = ''; set local row_security = off; set local statement_timeout = 0; "
+    "set local lock_timeout = '60s'; set local idle_in_transaction_session_timeout = 0"
+)
+
+# Each gives rows of (name, value); a restored database must give the same.
+CATALOG: Mapping[str, str] = {
+    "constraints": """
+        select c.conrelid::regclass::text || ' ' || c.conname, pg_catalog.pg_get_constraintdef(c.oid)
+            || case when c.convalidated then '' else ' (not validated)' end
+        from pg_catalog.pg_constraint c join pg_catalog.pg_class r on r.oid = c.conrelid
+        join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+        where c.contype <> 'n' and {wanted} and not {member_r}""",
+    "indexes": """
+        select i.indexrelid::regclass::text, pg_catalog.pg_get_indexdef(i.indexrelid)
+        from pg_catalog.pg_index i join pg_catalog.pg_class r on r.oid = i.indrelid
+        join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+        where r.relkind in ('r', 'p', 'm') and {wanted} and not {member_r}""",
+    "row security": """
+        select r.oid::regclass::text,
+            (case when relrowsecurity then 'on' else 'off' end)
+            || (case when relforcerowsecurity then ', forced' else '' end)
+        from pg_catalog.pg_class r join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+        where r.relkind in ('r', 'p') and {wanted} and not {member_r}""",
+    "policies": """
+        select r.oid::regclass::text || ' ' || p.polname, concat_ws(' | ', p.polcmd::text, p.polpermissive::text,
+            (select string_agg(coalesce(a.rolname, 'public'), ',' order by coalesce(a.rolname, 'public') collate "C")
+                from unnest(p.polroles) role left join pg_catalog.pg_roles a on a.oid = role),
+            pg_catalog.pg_get_expr(p.polqual, p.polrelid), pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
+        from pg_catalog.pg_policy p join pg_catalog.pg_class r on r.oid = p.polrelid
+        join pg_catalog.pg_namespace n on n.oid = r.relnamespace where {wanted}""",
+    "triggers": """
+        select r.oid::regclass::text || ' ' || t.tgname, t.tgenabled::text || ' ' || pg_catalog.pg_get_triggerdef(t.oid)
+        from pg_catalog.pg_trigger t join pg_catalog.pg_class r on r.oid = t.tgrelid
+        join pg_catalog.pg_namespace n on n.oid = r.relnamespace where not t.tgisinternal and {wanted}""",
+    "functions": """
+        select f.oid::regprocedure::text, md5(pg_catalog.pg_get_functiondef(f.oid))
+        from pg_catalog.pg_proc f join pg_catalog.pg_namespace n on n.oid = f.pronamespace
+        where f.prokind in ('f', 'p') and {wanted} and not {member_f}""",
+    "views": """
+        select r.oid::regclass::text, md5(pg_catalog.pg_get_viewdef(r.oid))
+        from pg_catalog.pg_class r join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+        where r.relkind in ('v', 'm') and {wanted} and not {member_r}""",
+    "columns": """
+        select r.oid::regclass::text || '.' || a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)
+            || case when a.attnotnull then ' not null' else '' end || a.attidentity::text || a.attgenerated::text
+        from pg_catalog.pg_attribute a join pg_catalog.pg_class r on r.oid = a.attrelid
+        join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+        where a.attnum > 0 and not a.attisdropped and r.relkind in ('r', 'p') and {wanted} and not {member_r}""",
+}
+
+ROLES = """
+    select distinct a.rolname from pg_catalog.pg_shdepend s join pg_catalog.pg_roles a on a.oid = s.refobjid
+    where s.refclassid = 'pg_catalog.pg_authid'::regclass and s.deptype in ('o', 'a', 'r')
+        and s.dbid = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+        and a.rolname !~ '^pg_'
+    order by 1"""
+
+# Functions of extensions, so that a server without one can be given stand-ins; only those of built-in types.
+STAND_INS = """
+    select e.extname, n.nspname, f.proname, pg_catalog.pg_get_function_identity_arguments(f.oid) as arguments,
+        pg_catalog.pg_get_function_result(f.oid) as result
+    from pg_catalog.pg_extension e
+    join pg_catalog.pg_depend d on d.refobjid = e.oid and d.deptype = 'e' and d.classid = 'pg_catalog.pg_proc'::regclass
+    join pg_catalog.pg_proc f on f.oid = d.objid join pg_catalog.pg_namespace n on n.oid = f.pronamespace
+    where f.prokind = 'f' and e.extname <> 'plpgsql' and f.prorettype < 16384 and f.oid >= 16384
+        and not exists (select from unnest(f.proargtypes) type where type >= 16384)
+        and not exists (select from unnest(array_append(f.proargtypes::oid[], f.prorettype)) type
+            where type in (2281, 2276, 2278, 2279))
+        and e.extname in ('pgcrypto', 'uuid-ossp')
+    order by 1, 2, 3, 4"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which schemas count.
+
+    Attributes:
+        only: these; all where it is empty.
+        without: but these.
+    """
+
+    only: Sequence[str] = ()
+    without: Sequence[str] = ()
+
+    @property
+    def condition(self) -> str:
+        """As SQL, of the namespace `n`."""
+        parts = ["n.nspname !~ '^pg_'", "n.nspname <> 'information_schema'"]
+        if self.only:
+            parts.append(f"n.nspname in ({', '.join(map(literal, self.only))})")
+        if self.without:
+            parts.append(f"n.nspname not in ({', '.join(map(literal, self.without))})")
+        return " and ".join(parts)
+
+
+async def gather(connection: Any, scope: Scope, *, seed: int) -> dict[str, Any]:
+    """Read it all, in the transaction that is open; the dump's own where it runs in the dump's snapshot.
+
+    Parameters:
+        connection: of asyncpg, in a transaction.
+        scope: which schemas.
+        seed: of the checksums, so that nobody can guess a row from one.
+
+    Returns:
+        tables ({name: [rows, checksum]}), sequences, extensions, roles, stand_ins, and the CATALOG's.
+    """
+    await connection.execute(SAME_TEXT)
+    facts: dict[str, Any] = {"seed": seed, "tables": {}, "sequences": {}}
+    for name in await _relations(connection, scope, "r"):
+        rows, checksum = await _summed(connection, name, seed)
+        facts["tables"][name] = [rows, checksum]
+    for name in await _relations(connection, scope, "S"):
+        row = await connection.fetchrow(f"select last_value, is_called from {_sql(name)}")
+        facts["sequences"][name] = [row["last_value"], row["is_called"]]
+    for name, query in CATALOG.items():
+        rows = await connection.fetch(_completed(query, scope))
+        facts[name] = {row[0]: row[1] for row in rows}
+    facts["extensions"] = {
+        row["extname"]: row["nspname"]
+        for row in await connection.fetch(
+            "select extname, nspname from pg_catalog.pg_extension e "
+            "join pg_catalog.pg_namespace n on n.oid = e.extnamespace"
+        )
+    }
+    facts["roles"] = [row[0] for row in await connection.fetch(ROLES)]
+    facts["stand_ins"] = [list(row.values()) for row in await connection.fetch(STAND_INS)]
+    return facts
+
+
+COMPARED = ("tables", "sequences", *CATALOG)
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any], *, skip: Sequence[str] = ()) -> list[str]:
+    """What a restored database lacks or has otherwise, a line for each; none where it is the same.
+
+    Parameters:
+        wanted: the facts of the backup.
+        found: those of the restored database.
+        skip: kinds that are not compared.
+    """
+    lines: list[str] = []
+    for kind in COMPARED:
+        if kind in skip:
+            continue
+        ours, theirs = wanted.get(kind, {}), found.get(kind, {})
+        changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+        lines += [_difference(kind, name, ours.get(name), theirs.get(name)) for name in changed]
+    return lines
+
+
+def _difference(kind: str, name: str, ours: Any, theirs: Any) -> str:
+    if theirs is None:
+        return f"{kind}: {name} is missing"
+    if ours is None:
+        return f"{kind}: {name} is there, and was not in the backup"
+    if kind == "tables":
+        same = ours[0] == theirs[0]
+        return f"tables: {name} has other rows" if same else f"tables: {name} has {theirs[0]} rows, not {ours[0]}"
+    return f"{kind}: {name} differs"
+
+
+async def _relations(connection: Any, scope: Scope, kind: str) -> list[str]:
+    rows = await connection.fetch(
+        "select n.nspname, r.relname from pg_catalog.pg_class r "
+        "join pg_catalog.pg_namespace n on n.oid = r.relnamespace "
+        f"where r.relkind = '{kind}' and r.relpersistence <> 't' and {scope.condition} "
+        f"and not {EXTENSION_MEMBER.format(oid='r.oid')} order by 1, 2"
+    )
+    names = [f"{row[0]}.{row[1]}" for row in rows]
+    return [name for name in names if name not in UNWANTED_ROWS]
+
+
+async def _summed(connection: Any, name: str, seed: int) -> tuple[int, str]:
+    """Rows and their checksum: a sum of 64-bit hashes, which does not depend on their order."""
+    row = await connection.fetchrow(
+        "select count(*) as rows, "
+        f"coalesce(sum(pg_catalog.hashtextextended(t::text, {seed})::numeric), 0)::text as sum from only {_sql(name)} t"
+    )
+    return row["rows"], row["sum"]
+
+
+def _completed(query: str, scope: Scope) -> str:
+    return query.format(
+        wanted=scope.condition,
+        member_r=EXTENSION_MEMBER.format(oid="r.oid"),
+        member_f=EXTENSION_MEMBER.format(oid="f.oid"),
+    )
+
+
+def _sql(name: str) -> str:
+    schema, _, table = name.partition(".")
+    return f"{quoted(schema)}.{quoted(table)}"
+
+
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"

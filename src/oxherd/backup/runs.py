@@ -1,0 +1,155 @@
+"""Backups as the variables have them, for commands and for workers; each is kept in the table of operations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from oxherd.backup import catalogue, create, retention, sealing, tools, verify
+from oxherd.backup.create import Told, quiet
+from oxherd.backup.manifest import Manifest
+from oxherd.backup.storage import Storage, open_storage
+from oxherd.clock import mono
+from oxherd.errors import OxherdError, UsageError
+from oxherd.queue.connection import Link
+from oxherd.queue.keys import Keys
+from oxherd.settings import Secret, Settings
+from oxherd.store import Operation, Store
+from oxherd.store.address import Address
+from oxherd.vault.keyring import KeyRing
+
+
+def ring_of(settings: Settings) -> KeyRing:
+    """The keys that sign backups and open credentials."""
+    return KeyRing.of(settings.encryption_key, settings.encryption_keys_previous)
+
+
+def database_of(settings: Settings) -> Address:
+    """The configured database. Raises UsageError where there is none, or only a pooler or Supabase's REST."""
+    if settings.database_url is None:
+        raise UsageError(
+            "DATABASE_URL is missing; a dump needs Postgres itself, not Supabase's REST",
+            hint="on Supabase: the session pooler's address, from Project Settings, Database",
+        )
+    return tools.address_of(settings.database_url.reveal())
+
+
+@contextlib.asynccontextmanager
+async def _queue_link(settings: Settings, *, with_queue: bool) -> AsyncIterator[Link | None]:
+    if not with_queue:
+        yield None
+        return
+    link = Link(settings.redis_url, "backup", patience=60.0)
+    await link.start()
+    try:
+        yield link
+    finally:
+        await link.stop()
+
+
+async def take(
+    settings: Settings,
+    store: Store | None,
+    *,
+    told: Told = quiet,
+    limit: float | None = None,
+    with_queue: bool = True,
+    storage: Storage | None = None,
+) -> Manifest:
+    """Take a backup of the configured database and queue. Raises as `create.create`.
+
+    Parameters:
+        settings: the variables.
+        store: where the operation is kept; None for nowhere.
+        told: how far it is.
+        limit: bytes a second that are read.
+        with_queue: the queue, too.
+        storage: where to; BACKUP_URL's when left out.
+    """
+    target = storage or open_storage(settings)
+    await asyncio.to_thread(target.sweep)
+    began = mono()
+    try:
+        async with _queue_link(settings, with_queue=with_queue) as link:
+            keys = Keys(settings.job_queue_name, settings.job_queue_prefix)
+            source = create.Source(
+                database_of(settings), settings.backup_recipients, ring_of(settings), settings.backup_schemas,
+                link, keys, limit,
+            )  # fmt: skip
+            made = await create.create(source, target, told=told)
+    except OxherdError as error:
+        await keep(store, Operation("backup", target.shown, "failed", mono() - began, {"error": error.message}))
+        raise
+    await keep(store, Operation("backup", made.name, "ok", made.seconds, summary(made)))
+    return made
+
+
+def summary(made: Manifest) -> dict[str, Any]:
+    """A backup's figures."""
+    return {
+        "bytes": made.stored, "raw_bytes": made.raw, "rows": made.rows, "tables": len(made.tables),
+        "taken_at": made.taken_at, "server": made.database["server"], "client": made.database["client"],
+        "queue_keys": made.queue["keys"] if made.queue else None, "signed": bool(made.signature),
+    }  # fmt: skip
+
+
+async def prove(
+    settings: Settings,
+    store: Store | None,
+    name: str = "latest",
+    *,
+    told: Told = quiet,
+    identity: Sequence[Secret] = (),
+    storage: Storage | None = None,
+) -> verify.Report:
+    """Verify a backup; a bad one is a report. Raises as `verify.verify`, and BackupNotFound.
+
+    Parameters:
+        settings, store, told, storage: as for `take`.
+        name: which one.
+        identity: opens it; BACKUP_IDENTITY when left out.
+    """
+    source = storage or open_storage(settings)
+    identities = sealing.identities_of(identity or settings.backup_identity)
+    found = await asyncio.to_thread(catalogue.load, source, name)
+    report = await verify.verify(found, source, identities, ring_of(settings), told=told)
+    outcome = "ok" if report.ok else "failed"
+    figures = {
+        "bytes": found.stored, "rows": report.rows, "rto_seconds": report.rto_seconds,
+        "rpo_seconds": report.rpo_seconds, "signed": bool(report.signature),
+        "faults": [f"{check.name}: {check.detail}" for check in report.checks if not check.ok],
+    }  # fmt: skip
+    await keep(store, Operation("verify", found.name, outcome, report.seconds, figures))
+    return report
+
+
+async def clear(storage: Storage, plan: retention.Plan) -> list[str]:
+    """Delete what a plan has; why some objects could not be, a line for each backup."""
+    kept: list[str] = []
+    for entry in plan.drop:
+        # The manifest goes first: what is half deleted must not be listed.
+        for name in entry.objects:
+            try:
+                await asyncio.to_thread(storage.delete, name)
+            except OxherdError as error:
+                kept.append(f"{entry.name}: {error.message}")
+                break
+    for name in plan.abandoned:
+        with contextlib.suppress(OxherdError):
+            await asyncio.to_thread(storage.delete, name)
+    return kept
+
+
+async def due(storage: Storage) -> retention.Plan:
+    """What retention would delete now."""
+    return retention.plan(await asyncio.to_thread(catalogue.read, storage, now=time.time()))
+
+
+async def keep(store: Store | None, operation: Operation) -> None:
+    """Keep what was done; what was done counts, also where that fails."""
+    if store is not None:
+        with contextlib.suppress(OxherdError):
+            await store.write_operation(operation)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oxherd.cli.printing import Json, age, console, duration, note, print_json, print_table
+from oxherd.errors import UsageError
+
+if TYPE_CHECKING:
+    from oxherd.backup.create import Told
+    from oxherd.settings import Secret, Settings
+    from oxherd.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Backups of the database and the queue: encrypted, proven by restoring them, put back.\n\n"
+    "BACKUP_URL says where they are, BACKUP_RECIPIENTS who can read them. docs/backups.md has the rest.",
+)
+
+Name = Annotated[str, typer.Argument(help="A backup's name, the beginning of it, or `latest`.")]
+IdentityFile = Annotated[
+    Path | None, typer.Option("--identity-file", metavar="PATH", help="Read the age identity from this file.")
+]
+
+
+@app.command(epilog="\b\nExample:\n  oxherd backup doctor")
+def doctor(as_json: Json = False) -> None:
+    """Say which pg_dump would be used and why, and whether storage and keys are in order; exit code 1 where not."""
+    from oxherd.app import run_loop
+    from oxherd.ops.backup import diagnose
+
+    found = run_loop(diagnose(_settings()))
+    if as_json:
+        print_json([{"what": each.what, "ok": each.ok, "detail": each.detail} for each in found])
+    else:
+        print_table(("", "what", "detail"), [("ok" if each.ok else "FAULT", each.what, each.detail) for each in found])
+    if not all(each.ok for each in found):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="\b\nExample:\n  oxherd backup keygen --output backup.key   # then keep the file in a safe place")
+def keygen(
+    output: Annotated[Path, typer.Option("--output", metavar="PATH", help="Where the secret half is written.")],
+    as_json: Json = False,
+) -> None:
+    """Make a pair of keys: prints the public half, for BACKUP_RECIPIENTS, and writes the secret one to a new file."""
+    from oxherd.backup.sealing import new_identity
+
+    recipient, identity = new_identity()
+    try:
+        output.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        raise UsageError(f"{output} is there already, and may be the only key to your backups") from None
+    output.write_text(f"# public key: {recipient}\n{identity.reveal()}\n")
+    if as_json:
+        print_json({"recipient": recipient, "identity_file": str(output)})
+    else:
+        print(recipient)
+        note(f"the secret half is in {output}: without it no backup can be read")
+
+
+@app.command(epilog="\b\nExamples:\n  oxherd backup create\n  oxherd backup create --throttle 20 --no-queue")
+def create(
+    throttle: Annotated[
+        float | None, typer.Option(metavar="MB", min=0.1, help="Read at most so many megabytes a second.")
+    ] = None,
+    with_queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Back up the queue in Redis, too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Take a backup: a consistent dump, compressed, encrypted, stored, with a manifest that is written last.
+
+    Exit code 1 where another one is being taken, 3 where a service could not be reached. Nothing is listed then.
+    """
+    from oxherd.backup import runs
+
+    settings = _settings(*(("REDIS_URL",) if with_queue else ()))
+    limit = throttle * 1_000_000 if throttle else None
+
+    async def act(store: Store | None, told: Told) -> Any:
+        from oxherd.ops.backup import audited
+
+        return await audited(
+            store, "createBackup", runs.take(settings, store, told=told, limit=limit, with_queue=with_queue)
+        )
+
+    made = _run(settings, act, quiet=as_json)
+    if as_json:
+        print_json({"name": made.name, "seconds": made.seconds, **runs.summary(made)})
+        return
+    print(made.name)
+    note(_words(made))
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List finished backups, the newest first, and whether restoring them was proven."""
+    from oxherd.backup import catalogue, runs
+    from oxherd.backup.storage import open_storage
+
+    entries = catalogue.read(open_storage(_settings()), now=time.time()).entries
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": each.name, "seconds": each.manifest.seconds, **runs.summary(each.manifest),
+                    "row_counts": each.manifest.tables, "queue": each.manifest.queue, "verified": each.verified,
+                }
+                for each in entries
+            ]
+        )  # fmt: skip
+        return
+    rows = [
+        (
+            each.name, age(each.manifest.taken_at), _size(each.manifest.stored), each.manifest.rows,
+            each.manifest.database["server"], _verified(each.verified),
+        )
+        for each in entries
+    ]  # fmt: skip
+    print_table(("name", "age", "size", "rows", "postgres", "verified"), rows)
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup verify                                 the newest\n"
+    "  oxherd backup verify 2026-11-28 --identity-file backup.key --report proof.json"
+)
+def verify(
+    name: Name = "latest",
+    identity_file: IdentityFile = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the signed report there, as JSON.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that a backup restores: into a scratch Postgres that is started here, compared, thrown away.
+
+    Rows, checksums, sequences, constraints, indexes, policies and more must be those of the backup; migrations must
+    run; a credential must open. RTO is how long the restore took, RPO how old the backup is. Exit code 1 where it
+    failed.
+    """
+    import orjson
+
+    from oxherd.backup import runs
+
+    settings = _settings()
+    identity = _identity(identity_file)
+    report = _run(
+        settings, lambda store, told: runs.prove(settings, store, name, told=told, identity=identity), quiet=as_json
+    )
+    if report_file is not None:
+        report_file.write_bytes(orjson.dumps(report.data(), option=orjson.OPT_INDENT_2))
+    if as_json:
+        print_json(report.data())
+    else:
+        rows = [("ok" if check.ok else "FAULT", check.name, check.detail) for check in report.checks]
+        print_table(("", "check", "detail"), rows)
+        note(
+            f"{report.backup}: {'proven' if report.ok else 'NOT restorable as it was'}; "
+            f"RTO {duration(report.rto_seconds) or 'unknown'}, RPO {duration(report.rpo_seconds)}"
+        )
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _settings(*needs: str) -> Settings:
+    from oxherd import settings as variables
+
+    return variables.load(needs=needs)
+
+
+def _identity(path: Path | None) -> list[Secret]:
+    from oxherd.settings import Secret
+
+    if path is None:
+        return []
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--identity-file: {path} can't be read: {getattr(error, 'strerror', 'no text')}") from None
+    if text.startswith("-----BEGIN"):
+        return [Secret(text)]
+    return [Secret(line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _run(settings: Settings, act: Callable[[Store | None, Told], Awaitable[Any]], *, quiet: bool) -> Any:
+    from oxherd.app import run_loop
+    from oxherd.ops.backup import optional_store
+
+    async def main() -> Any:
+        async with optional_store(settings, note) as store:
+            with _bar(quiet=quiet) as told:
+                return await act(store, told)
+
+    return run_loop(main())
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Told]:
+    """A bar with rate and time left on a terminal, a line every ten seconds otherwise."""
+    terminal = console(stderr=True, quiet=quiet)
+    if quiet or not terminal.is_terminal:
+        yield _Lines(quiet=quiet).told
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=done, total=max(total, done) or None)
+
+        yield told
+
+
+class _Lines:
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._began: dict[str, float] = {}
+        self._told = time.monotonic()
+
+    def told(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self._began.setdefault(stage, now)
+        if self._quiet or now - self._told < 10 or not done:
+            return
+        self._told = now
+        rate = done / max(now - began, 0.001)
+        left = f", about {duration((total - done) / rate)} left" if total > done else ""
+        note(f"{stage}: {_size(done)}, {_size(rate)}/s{left}")
+
+
+def _words(made: Any) -> str:
+    queue = f", {made.queue['keys']} keys of the queue" if made.queue else ""
+    signed = "" if made.signature else "; unsigned, as ENCRYPTION_KEY is not set"
+    return (
+        f"{_size(made.stored)} stored, {_size(made.raw)} before compression, {made.rows} rows of {len(made.tables)} "
+        f"tables{queue}, {duration(made.seconds)}{signed}"
+    )
+
+
+def _verified(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "never"
+    ok = "ok" if report.get("ok") else "FAILED"
+    return f"{ok}, {age(report.get('at') or 0)} ago"
+
+
+def _size(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
