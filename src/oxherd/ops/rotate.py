@@ -212,6 +212,7 @@ class Rotator:
                 f"{self._progress.name} is on its way back to the old value",
                 hint=f"oxherd rotate {self._progress.name} --rollback",
             )
+        await self._rotation.scene.consumers.look(self._rotation.names)  # who can't be switched is told first
         words = dict(await self._rotation.look())
         words[Stage.RECORD] = "one line in the audit log, one operation"
         words[Stage.SWITCH] += "; from here on never roll a deployment back: that would bring the old value back"

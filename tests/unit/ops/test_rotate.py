@@ -150,7 +150,7 @@ async def test_once_it_is_retired_there_is_no_way_back(rig, router, monkeypatch)
 
 async def test_a_reference_to_another_service_is_not_overwritten(rig, railway):
     railway.write(OPENROUTER_API_KEY="${{shared.KEY}}")
-    with pytest.raises(RotationStopped, match="refers to a variable of another service|none of the"):
+    with pytest.raises(RotationStopped, match="refers to a variable of another service"):
         await rig.run(NAME)
     assert railway.writes == []
 
@@ -168,9 +168,9 @@ async def test_what_is_under_way_is_not_begun_a_second_time(rig, router):
         await rig.run(NAME)
     with pytest.raises(RotationStopped, match="under way; next is: prove"):
         await rig.run(NAME)
-    with StateFile(rig.folder, NAME, Locks()).locked():
-        with pytest.raises(RotationStopped, match="by another process"), StateFile(rig.folder, NAME, Locks()).locked():
-            pass
+    one, other = (StateFile(rig.folder, NAME, Locks()) for _ in range(2))
+    with one.locked(), pytest.raises(RotationStopped, match="by another process"), other.locked():
+        pass
 
 
 async def test_a_key_for_model_calls_can_t_stand_for_a_management_key(rig, router, railway):
