@@ -24,6 +24,7 @@ from oxherd.cli import (
     enqueue,
     gate,
     jobs,
+    rotate,
     runs,
     slo,
     spend,
@@ -97,6 +98,7 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.command(epilog=rotate.EXAMPLES)(rotate.rotate)
 app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")
 
