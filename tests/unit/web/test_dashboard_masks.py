@@ -13,8 +13,8 @@ MASKS = Masks(lambda text: text.replace("s3cret-of-ours", "***"))
 
 @pytest.mark.parametrize(
     "name",
-    ["password", "Password", "db_password", "apiKey", "api_key", "x-api-key", "accessToken", "refresh_token", "Authorization",
-     "client.secret", "sentryDsn", "privateKey", "credentials", "cookie"],
+    ["password", "Password", "db_password", "apiKey", "api_key", "x-api-key", "accessToken", "refresh_token",
+     "Authorization", "client.secret", "sentryDsn", "privateKey", "credentials", "cookie"],
 )  # fmt: skip
 def test_what_is_named_like_a_secret_is_hidden(name):
     assert MASKS.data({name: "open sesame"}) == {name: HIDDEN}

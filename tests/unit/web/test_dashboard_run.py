@@ -66,7 +66,8 @@ def test_a_tool_s_result_stands_beside_what_it_was_given():
         plain,
     )
     assert [(each.who, each.title, each.text) for each in said] == [
-        ("model", "m/one", ""), ("tool", "find", "not there"), ("model", "model", "Sorry."), ("step", "mine", {"rows": 2}),
+        ("model", "m/one", ""), ("tool", "find", "not there"), ("model", "model", "Sorry."),
+        ("step", "mine", {"rows": 2}),
     ]  # fmt: skip
     assert said[0].calls == [("find", '{"q": 1}')]
     assert (said[1].given, said[1].ok) == ('{"q": 1}', False)

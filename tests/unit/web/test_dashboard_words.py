@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from oxherd.web.dashboard_charts import HEIGHT, WIDTH, Line, bars, chart, nice
-from oxherd.web.dashboard_words import ago, money, number, percent, pretty, size, span
+from oxherd.web.dashboard_words import NOTHING, ago, money, number, percent, pretty, size, span
 
 
 @pytest.mark.parametrize(
     ("ms", "words"),
     [
-        (None, "–"), (0, "0"), (0.4, "0.4 ms"), (840, "840 ms"), (2_400, "2.4 s"), (42_000, "42 s"), (185_000, "3 min 5 s"),
+        (None, NOTHING), (0, "0"), (0.4, "0.4 ms"), (840, "840 ms"), (2_400, "2.4 s"), (42_000, "42 s"),
+        (185_000, "3 min 5 s"),
         (3_600_000, "1 h"), (9_000_000, "2 h 30 min"), (200_000_000, "2 d 7 h"),
     ],
 )  # fmt: skip
@@ -25,17 +26,23 @@ def test_moments_are_told_from_now():
         "now", "4 s ago", "5 min ago", "2 h ago", "3 d ago",
     ]  # fmt: skip
     assert ago(now + 300_000, now) == "in 5 min"
-    assert ago(None, now) == "–"
+    assert ago(None, now) == NOTHING
 
 
 def test_money_shows_cents_or_as_many_digits_as_it_takes():
     assert [money(each) for each in (0, "0.00000123", "0.0021", 0.5, "1234.5", None)] == [
-        "$0", "$0.0000012", "$0.0021", "$0.50", "$1,234.50", "–",
+        "$0", "$0.0000012", "$0.0021", "$0.50", "$1,234.50", NOTHING,
     ]  # fmt: skip
 
 
 def test_what_is_not_quite_all_is_not_written_as_all():
-    assert [percent(each) for each in (1.0, 0.99999, 0.995, 0.0, None)] == ["100 %", "99.99 %", "99.5 %", "0 %", "–"]
+    assert [percent(each) for each in (1.0, 0.99999, 0.995, 0.0, None)] == [
+        "100 %",
+        "99.99 %",
+        "99.5 %",
+        "0 %",
+        NOTHING,
+    ]
 
 
 def test_large_numbers_are_short():
@@ -65,7 +72,7 @@ def test_a_chart_says_what_it_shows_in_words_and_as_a_table():
         "Throughput", [0, 60, 120], [Line("done", "good", [3, 9, 6]), Line("failed", "bad", [None] * 3)], number
     )
     assert drawn.summary == "Throughput. done: newest 6, most 9."
-    assert drawn.rows == [["00:02", "6", "–"], ["00:01", "9", "–"], ["00:00", "3", "–"]]
+    assert drawn.rows == [["00:02", "6", NOTHING], ["00:01", "9", NOTHING], ["00:00", "3", NOTHING]]
     assert drawn.ticks == ["00:00", "00:01", "00:02"]
 
 
