@@ -364,7 +364,7 @@ async def approvals(view: View) -> Shown:
 KINDS = {
     "backup": ("Backups", "oxherd backup create", "oxherd backup schedule"),
     "verify": ("Checks of backups", "oxherd backup verify", ""),
-    "restore": ("Restores", "oxherd restore", ""),
+    "restore": ("Restores", "oxherd backup restore", ""),
     "drill": ("Drills", "oxherd drill run", ""),
     "rotation": ("Key rotations", "oxherd rotate", ""),
     "deploy": ("Deploys", "oxherd deploy watch", ""),
