@@ -33,7 +33,7 @@ from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.queue.timetable import Timetable
 from oxherd.queue.turns import Turns
-from oxherd.settings import Settings
+from oxherd.settings import Settings, variables_set
 from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
@@ -480,7 +480,7 @@ class Service:
 def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Promises) -> Desk:
     """What the HTTP API answers with; its link is not started."""
     from oxherd.web.auth import Gatekeeper
-    from oxherd.web.desk import Desk
+    from oxherd.web.desk import Desk, Process
     from oxherd.web.levels import Levels
 
     keys, link = keys_of(settings), Link(settings.redis_url, "api", patience=PATIENCE)
@@ -492,7 +492,11 @@ def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Pr
         levels=Levels(link, keys, promises=promises, runbooks=settings.runbooks_url, store=store),
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
-        agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+        process=Process(
+            lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+            logs.cleaner(settings.secrets),
+            variables_set(settings),
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from oxherd.errors import OxherdError
@@ -22,8 +23,24 @@ from oxherd.web.feed import Feed
 from oxherd.web.following import Following
 from oxherd.web.levels import Levels
 from oxherd.web.problems import Problem
+from oxherd.web.shared import Shared
 
 AUDIT_PATIENCE = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a process brings to its desk.
+
+    Attributes:
+        agents: those of the product's own program: objects with `name` and `definition`.
+        hide: takes the process's own secrets out of a text.
+        variables: the names of those that it was given something for.
+    """
+
+    agents: Callable[[], Sequence[dict[str, Any]]]
+    hide: Callable[[str], str]
+    variables: frozenset[str]
 
 
 class Desk:
@@ -37,7 +54,7 @@ class Desk:
         levels: how the queue is doing.
         gatekeeper: who may.
         approvals: the questions that jobs ask people, or None without a store.
-        agents: those of the product's own program: objects with `name` and `definition`.
+        process: what this process brings.
     """
 
     def __init__(
@@ -50,7 +67,7 @@ class Desk:
         levels: Levels,
         gatekeeper: Gatekeeper,
         approvals: Questions | None,
-        agents: Callable[[], Sequence[dict[str, Any]]],
+        process: Process,
     ) -> None:
         self.link = link
         self.keys = keys
@@ -59,12 +76,15 @@ class Desk:
         self.levels = levels
         self.gatekeeper = gatekeeper
         self.approvals = approvals
-        self.agents = agents
+        self.agents = process.agents
+        self.hide = process.hide
+        self.variables = process.variables
         self.producer = Producer(link, keys)
         self.admin = Admin(link, keys)
         self.letters = DeadLetters(self.admin)
         self.timetable = Timetable(link, keys)
         self.registry = Registry(link, keys)
+        self.shared = Shared()
         self._stopped = asyncio.Event()
         self.feed = Feed(self.admin, self._stopped)
         self.following = Following(self.admin, keys, reader, self._stopped)
