@@ -57,11 +57,26 @@ PROVEN = Do("A real job proves that work is done again.", (NEW_JOB,))
 
 DISASTERS: tuple[Disaster, ...] = (
     Disaster(
+        "prove-worker",
+        "Nobody knows whether jobs are run",
+        "A deploy has just ended, or it has been quiet for long.",
+        "Nothing: this only looks, with a job that is removed again.",
+        (Do("Health, version, a real job, the queue's age and its failures.", ("oxherd verify ${WORKER_URL:-}",)),),
+        production=True,
+    ),
+    Disaster(
+        "prove-backup",
+        "Nobody knows whether the backup restores",
+        "The alert backup-unproven, or the last proof is older than a week.",
+        "Nothing: it is restored into a scratch database that is thrown away.",
+        (Do("Restore it, compare it, take the time.", ("oxherd backup verify latest",)),),
+        production=True,
+    ),
+    Disaster(
         "worker-down",
         "A worker died",
         "The alerts silent-worker, queue-age or no-progress; the platform shows a crash or an exit code.",
-        "Nothing. Its jobs run on elsewhere when their leases have run out: after 30 s at most, from the last step that "
-        "was kept.",
+        "Nothing. Its jobs go on elsewhere once their leases have run out, after 30 s at most, from the last kept step.",
         (
             Do(
                 "Look who is there. `seen` says how long ago a worker gave its last sign of life.",
@@ -84,8 +99,8 @@ DISASTERS: tuple[Disaster, ...] = (
         (
             Do("See why. The diagnosis names the cause and its fix.", ("oxherd deploy watch",), elsewhere=True),
             Do(
-                "Deploy the commit before it. A rollback brings back the old variables, too, also a secret that was revoked "
-                "since: across a rotation deploy the old commit instead.",
+                "Deploy the commit before it. A rollback brings back the old variables, too, also a secret that was "
+                "revoked since: across a rotation deploy the old commit instead.",
                 ("oxherd deploy rollback",),
                 elsewhere=True,
             ),
@@ -97,10 +112,10 @@ DISASTERS: tuple[Disaster, ...] = (
         "redis-down",
         "Redis is away, its data is not lost",
         "`/health` is 503, workers log `redis.lost`.",
-        "Nothing, where Redis writes an append-only file: with `appendfsync everysec` what was added in the last second.",
+        "Nothing, where Redis writes an append-only file; with `appendfsync everysec`, what came in the last second.",
         (
             Do(
-                "Bring it back. Workers connect again by themselves, and what they have finished meanwhile is told then.",
+                "Bring it back. Workers connect by themselves, and what they have finished meanwhile is told then.",
                 elsewhere=True,
             ),
             Do("The queue is as it was.", ("oxherd jobs list --state wait", "oxherd gate status")),
@@ -111,7 +126,7 @@ DISASTERS: tuple[Disaster, ...] = (
         "database-down",
         "Postgres is away, its data is not lost",
         "The alert store-away; `/health` says `store`.",
-        "Nothing. Steps and results wait in the workers' memory, and no job is told to be finished before its result is kept.",
+        "Nothing. Steps and results wait in the workers' memory; no job is told to be finished before its result is kept.",
         (
             Do("Bring it back: what waited is written at once.", elsewhere=True),
             Do("The tables are there.", ("oxherd db status",)),
@@ -150,7 +165,7 @@ DISASTERS: tuple[Disaster, ...] = (
         "redis-lost",
         "Redis has lost its data",
         "`oxherd jobs list` is empty, producers' jobs never end; workers are idle and healthy.",
-        "Jobs that were added after the last backup. Runs and steps are in Postgres: what had been paid for is not paid again.",
+        "Jobs that were added after the last backup. Steps are in Postgres: what was paid for is not paid again.",
         (
             Do(
                 "Keep workers from taking jobs while the queue is put back.",

@@ -14,7 +14,7 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -72,7 +72,7 @@ class Result:
         gone: the same, of those that came after the backup: the price of the RPO.
         doubled: how many were done twice.
         paid_again: steps that were paid for again though they were kept.
-        repeated: steps that ran when it broke, or were kept after the backup, and were run again; nothing can prevent it.
+        repeated: steps that ran when it broke, or were kept after the backup, and ran again: nothing can prevent that.
         rto_seconds: from the damage until every job that was waiting or running then, and a new one, had ended.
         rpo_seconds: how far back what could be restored is; 0 where nothing is gone.
         commands: of the runbook, in order.
@@ -110,7 +110,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """A rehearsal.
+    """A rehearsal on a stage.
 
     Attributes:
         disaster: what it rehearses, with the runbook's commands.
@@ -244,6 +244,10 @@ class Stage:
             while not happened():  # noqa: ASYNC110  as above
                 await asyncio.sleep(EVERY)
 
+    async def _unended(self) -> list[str]:
+        async with queue_client(self.settings) as (_, admin):
+            return [one for one in self.jobs if await admin.state(one) not in ENDED]
+
     # -- the runbook
 
     async def follow(self, result: Result, steps: slice = slice(None)) -> None:
@@ -253,25 +257,9 @@ class Stage:
                 result.commands.append(await self.run(command, codes=step.codes))
 
     async def run(self, command: str, *, codes: Sequence[int] = (0,)) -> Ran:
-        """Run a shell command with the stack's variables, `oxherd` being this program."""
+        """Run a shell command with the stack's variables. Raises CommandFailed."""
         environ = variables.child_environ({**self.variables, **self.extra}, inherit=False)
-        environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), environ.get("PATH", os.defpath)))
-        begun = mono()
-        process = await asyncio.create_subprocess_exec(
-            "/bin/sh", "-c", command, env=environ, cwd=self.folder, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), COMMAND_PATIENCE)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise CommandFailed(f"{command}: no end after {COMMAND_PATIENCE:g} s") from None
-        code = process.returncode or 0
-        if code not in codes:
-            words = output.decode(errors="replace").strip().splitlines()[-6:]
-            raise CommandFailed(f"{command}: exit code {code}: {' / '.join(words)}")
-        return Ran(command, code, round(mono() - begun, 2))
+        return await run_command(command, environ, self.folder, codes=codes)
 
     async def sql(self, statement: str) -> None:
         """Do something to the database that nobody should."""
@@ -309,9 +297,11 @@ class Stage:
             result: is filled in.
             since: monotonic seconds of the damage.
         """
-        left = await self.until_ended(self.jobs)
+        # What Redis does not know any more will never end.
+        await self.until_ended(self.jobs, states=ENDED | {"unknown"})
         result.rto_seconds = mono() - since
         result.jobs = len(self.jobs)
+        left = await self._unended()
         backup = self.backed_up or Backed(since, len(self.jobs), None)
         result.rpo_seconds = since - backup.at
         safe = set(self.jobs[: backup.jobs])
@@ -322,7 +312,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Backed:
-    """What a backup has for certain: when it was complete (monotonic seconds), how many jobs and lines of the ledger."""
+    """What a backup has for certain: when it was complete (monotonic seconds), how many jobs, lines of the ledger."""
 
     at: float
     jobs: int
@@ -349,6 +339,41 @@ def count(lines: Sequence[str], safe: int | None = None) -> tuple[int, int, int]
             kept.add(place)
     repeated = sum(times - 1 - again[place] for place, times in paid.items())
     return again.total(), sum(1 for (_, step), times in again.items() if times and step == "deliver"), repeated
+
+
+async def run_command(
+    command: str, environ: Mapping[str, str], folder: Path | None, *, codes: Sequence[int] = (0,)
+) -> Ran:
+    """Run a shell command, `oxherd` being this program. Raises CommandFailed: it ended with another code, or never."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), environ.get("PATH", os.defpath)))
+    begun = mono()
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", command, env={**environ, "PATH": path}, cwd=folder, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), COMMAND_PATIENCE)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise CommandFailed(f"{command}: no end after {COMMAND_PATIENCE:g} s") from None
+    code = process.returncode or 0
+    if code not in codes:
+        words = output.decode(errors="replace").strip().splitlines()[-6:]
+        raise CommandFailed(f"{command}: exit code {code}: {' / '.join(words)}")
+    return Ran(command, code, round(mono() - begun, 2))
+
+
+async def in_production(disaster: Disaster, environ: Mapping[str, str]) -> Result:
+    """Run the commands of a drill that breaks nothing, with the variables as they are here."""
+    result, since = Result(disaster.name), mono()
+    try:
+        for command in disaster.commands:
+            result.commands.append(await run_command(command, environ, None))
+    except CommandFailed as error:
+        result.fault = error.message
+    result.rto_seconds = mono() - since
+    return result
 
 
 async def rehearse(drill: Drill) -> Result:

@@ -22,6 +22,20 @@ async def under_load(stage: Stage) -> None:
     await stage.until_ended(await stage.add(JOBS), share=0.2)
 
 
+async def prove_worker(stage: Stage, result: Result) -> None:
+    """Nothing breaks."""
+    async with damage(stage, result):
+        await stage.follow(result)
+
+
+async def prove_backup(stage: Stage, result: Result) -> None:
+    """Nothing breaks."""
+    await under_load(stage)
+    await stage.back_up()
+    async with damage(stage, result):
+        await stage.follow(result)
+
+
 async def worker_down(stage: Stage, result: Result) -> None:
     """One of two workers is killed amid its jobs."""
     await under_load(stage)
@@ -163,6 +177,8 @@ async def region_lost(stage: Stage, result: Result) -> None:
 
 
 PLAYS = {
+    "prove-worker": prove_worker,
+    "prove-backup": prove_backup,
     "worker-down": worker_down,
     "bad-deploy": bad_deploy,
     "redis-down": redis_down,
