@@ -37,6 +37,15 @@ KEPT = (
     "ALERT_SLACK_URL",
     "ALERT_TELEGRAM_TOKEN",
     "ALERT_SMTP_URL",
+    "BACKUP_IDENTITY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AUDIT_KEY",
+    "RAILWAY_TOKEN",
+    "RAILWAY_API_TOKEN",
 )
 
 # The same three as variables: `railway config migrate` drops the settings, and variables win over them.

@@ -123,14 +123,14 @@ def _keys_of_models(repo, new):
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("app/.env", f"OPENROUTER_API_KEY={new('openrouter: zip', openrouter())}\n")
     repo.commit("backup.zip", archive.getvalue())
-    repo.commit("claude.py", f'KEY = "sk-ant-api03-{new("anthropic", secrets.token_urlsafe(70)[:93])}AA"\n')
-    middle = f"{alnum(74)}T3BlbkFJ{alnum(74)}"
-    repo.commit("gpt.py", f'OPENAI_API_KEY = "sk-proj-{new("openai", middle)}"\n')
+    repo.commit("claude.py", f'KEY = "{new("anthropic", f"sk-ant-api03-{secrets.token_urlsafe(70)[:93]}AA")}"\n')
+    whole = f"sk-proj-{alnum(74)}T3BlbkFJ{alnum(74)}"
+    repo.commit("gpt.py", f'OPENAI_API_KEY = "{new("openai", whole)}"\n')
 
 
 def _keys_of_services(repo, new):
     repo.commit("supabase.ts", f'const key = "{new("supabase: service_role JWT", jwt("service_role"))}";\n')
-    repo.commit("admin.ts", f'createClient(url, "sb_secret_{new("supabase: secret key", alnum(31))}")\n')
+    repo.commit("admin.ts", f'createClient(url, "{new("supabase: secret key", f"sb_secret_{alnum(31)}")}")\n')
     repo.commit("cache.py", f'url = "rediss://default:{new("redis URL", alnum(32))}@eu1-shop.upstash.io:6379"\n')
     repo.commit("db.py", f'url = "postgres://app:{new("postgres URL", alnum(24))}@db.shop.internal:5432/shop"\n')
     raw = base64.b64encode(secrets.token_bytes(32)).decode()

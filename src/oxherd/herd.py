@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from oxherd.agents import Agent, Budget
@@ -12,7 +12,7 @@ from oxherd.settings import parse_duration
 from oxherd.worker.handlers import Handler, make_handler
 
 F = TypeVar("F", bound=Callable[..., Any])
-BUILT_IN = frozenset({"agent.run", "oxherd.echo"})
+BUILT_IN = frozenset({"agent.run", "oxherd.backup", "oxherd.backup-verify", "oxherd.echo"})
 
 
 class Herd:
@@ -87,13 +87,23 @@ class Herd:
         return agent
 
 
-async def echo(_ctx: Context, payload: dict[str, Any]) -> dict[str, Any]:
-    """The built-in job `oxherd.echo`: returns its payload, for checks."""
-    return payload
+def echo_of(whoami: Callable[[], dict[str, Any]]) -> Callable[[Context, dict[str, Any]], Awaitable[dict[str, Any]]]:
+    """The built-in job `oxherd.echo`: returns its payload, for checks.
+
+    Where that says `"whoami": true`, the answer says there which worker ran it.
+
+    Parameters:
+        whoami: what the worker says of itself: its id, version and commit.
+    """
+
+    async def echo(_ctx: Context, payload: dict[str, Any]) -> dict[str, Any]:
+        return {**payload, "whoami": whoami()} if payload.get("whoami") is True else payload
+
+    return echo
 
 
 def _seconds(limit: str | float | None) -> float | None:
     return parse_duration(limit) if isinstance(limit, str) else limit
 
 
-__all__ = ["BUILT_IN", "Budget", "Herd", "echo"]
+__all__ = ["BUILT_IN", "Budget", "Herd", "echo_of"]

@@ -810,6 +810,13 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     return Settings(**values)
 
 
+def variables_set(settings: Settings) -> frozenset[str]:
+    """The names of the variables that say something else than their default."""
+    return frozenset(
+        variable.name for variable in TABLE if getattr(settings, variable.name.lower()) != _value(variable, {})
+    )
+
+
 def _value(variable: Variable, source: Mapping[str, str]) -> Any:
     text = source.get(variable.name, "").strip() or variable.default
     return None if text is None else variable.parse(text)
@@ -859,6 +866,11 @@ def _tokens(values: Mapping[str, Any], source: Mapping[str, str]) -> list[str]:
     if read is not None and read == full:
         return ["API_READ_TOKEN must differ from API_TOKEN; else it lets its owner do everything"]
     return []
+
+
+def set_here() -> dict[str, str]:
+    """The table's variables that are set in this environment, as text."""
+    return {variable.name: os.environ[variable.name] for variable in TABLE if variable.name in os.environ}
 
 
 def child_environ(variables: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:

@@ -181,7 +181,16 @@ def until(process: subprocess.Popen, text: str) -> str:
 def test_the_last_stage_gets_no_compiler_no_uv_and_nothing_of_the_checkout():
     assert [line.split()[0] for line in of("COPY", stage=1)] == ["--from=build"]
     for run in of("RUN", stage=1):
-        assert not any(word in run for word in ("apt", "pip", "uv", "gcc", "curl"))
+        assert not any(word in run for word in ("pip", "uv", "gcc", "curl", "build-essential"))
+
+
+def test_the_image_has_what_backups_need_and_nothing_else_of_debian():
+    (install,) = [run for run in of("RUN", stage=1) if "apt-get" in run]
+    options, _, rest = install.partition(" install ")[2].partition(" && ")
+    assert [word for word in options.split() if not word.startswith("-")] == ["postgresql-client-17"]
+    assert "--no-install-recommends" in options
+    assert rest == "rm -rf /var/lib/apt/lists/*"
+    assert all("--extra backup" in run for run in of("RUN", stage=0) if run.startswith("uv sync"))
 
 
 def test_the_worker_does_not_run_as_root():
@@ -202,7 +211,7 @@ def test_the_commands_are_in_exec_form_so_that_signals_arrive():
 
 def test_both_stages_and_the_project_agree_on_python_and_uv():
     first, last = (of("FROM", stage=stage)[0].split()[0] for stage in (0, 1))
-    assert first == last == "python:3.12-slim"
+    assert first == last == "python:3.12-slim-trixie"
     assert minimum_python() <= (3, 12)
     makefile = (ROOT / "Makefile").read_text()
     assert f"UV_VERSION := {of('RUN', stage=0)[0].partition('uv==')[2]}" in makefile

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from oxherd.agents.agent import Agent
 from oxherd.agents.ledger import Ledger
@@ -41,12 +42,14 @@ class AgentRunPayload:
         input: text, or chat messages.
         tenant: whom the run is for.
         metadata: the producer's own; kept with the run.
+        max_usd: what this run may cost, in US dollars, where that is less than the agent's own budget.
     """
 
     agent: Annotated[Any, _expect((str, dict), "must be an agent's name or an object that defines one")]
     input: Annotated[Any, _expect((str, list), "must be text or a list of messages")]
     tenant: str | None = None
     metadata: dict[str, Any] | None = None
+    max_usd: Annotated[Decimal, Field(ge=0)] | None = None
 
 
 class Agents:
@@ -115,16 +118,16 @@ class Agents:
             case _:
                 raise PayloadInvalid("agent: must be an Agent, an agent's name or an object that defines one")
 
-    async def run(self, ctx: Context, agent: Any, input: Any) -> Run:  # noqa: A002
-        """What `ctx.run` does; see `run_agent` for what it raises."""
+    async def run(self, ctx: Context, agent: Any, input: Any, *, max_usd: Decimal | None = None) -> Run:  # noqa: A002
+        """What `ctx.run` does, with a cap on its cost; see `run_agent` for what it raises."""
         # Before anything is awaited: of two runs at once, their order decides who is called what, not the database.
         scope = ctx.scope(_name_of(agent))
-        found = await self.resolve(ctx, agent, scope)
+        found = _capped(await self.resolve(ctx, agent, scope), max_usd)
         return await run_agent(ctx, found, input, self.llm, scope=scope, ledger=self.ledger, servers=self.servers)
 
     async def handle(self, ctx: Context, payload: AgentRunPayload) -> dict[str, Any]:
         """The built-in job `agent.run`."""
-        return (await self.run(ctx, payload.agent, payload.input)).summary()
+        return (await self.run(ctx, payload.agent, payload.input, max_usd=payload.max_usd)).summary()
 
     async def _kept(self, ctx: Context, name: str, scope: str) -> Agent:
         if self._lookup is None:
@@ -178,3 +181,10 @@ def _name_of(agent: Any) -> str:
             return name
         case _:
             return "inline"
+
+
+def _capped(agent: Agent, usd: Decimal | None) -> Agent:
+    own = agent.budget.cap
+    if usd is None or (own is not None and own <= usd):
+        return agent
+    return replace(agent, budget=replace(agent.budget, usd=usd))

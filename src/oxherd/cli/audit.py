@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,10 +10,14 @@ from oxherd.cli.printing import Json, note, print_json, print_table
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
+    from oxherd.ops.audit_env import Inventory
+    from oxherd.ops.audit_report import Evidence
     from oxherd.ops.audit_secrets import Report
+    from oxherd.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Which secrets are where, who can read them, and what proves it.")
 
+Kept = tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]  # operations by kind; the audit log's newest line
 LONGEST = 366  # days for which a finding can be accepted
 Baseline = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What was accepted; .oxherd-audit.toml of the folder when left out.")
@@ -158,3 +162,169 @@ def _folder(path: Path) -> Path:
 
 def _today() -> date:
     return datetime.now(UTC).date()
+
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("--file", metavar="FILE", help="A .env file of another environment to compare; several are fine."),
+]
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd audit env\n  oxherd audit env --file .env.staging --file .env.production\n"
+    "  oxherd audit env --inventory > SECRETS.md"
+)
+def env(
+    file: Files = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask neither Postgres nor Redis.")] = False,
+    list_all: Annotated[
+        bool, typer.Option("--inventory", help="Print a SECRETS.md: every secret, without values.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at every secret variable: where it is, how old, who shares it, what it may do. Exit code 1 on finds.
+
+    Connects to Postgres and Redis with the variables of this environment and asks them what their users may do.
+    """
+    import dataclasses
+
+    from oxherd import settings as variables
+    from oxherd.app import run_loop
+    from oxherd.ops.audit_env import secrets_page
+
+    settings = variables.load(needs=())
+    found, away, _ = run_loop(_inventory(settings, file or [], offline=offline))
+    for words in away:
+        note(words)
+    if list_all:
+        print(secrets_page(found), end="")
+        return
+    if as_json:
+        faults = [{**dataclasses.asdict(each), "level": each.level.word} for each in found.faults]
+        rows = [dataclasses.asdict(row) for row in found.rows]
+        print_json({"variables": rows, "faults": faults, "asked": found.asked, "not_asked": away})
+    else:
+        _print_inventory(found)
+    if found.failing or away:
+        raise typer.Exit(1 if found.failing else 3)
+
+
+def _print_inventory(found: Inventory) -> None:
+    rows = [row for row in found.rows if row.where]
+    ages = ["not known" if row.rotated_days is None else f"{row.rotated_days} d" for row in rows]
+    print_table(
+        ("secret", "replaced", "shared", "where"),
+        [
+            (row.variable, age, "yes" if row.shared else "", ", ".join(row.where))
+            for row, age in zip(rows, ages, strict=True)
+        ],
+    )
+    if found.faults:
+        print()
+        print_table(
+            ("level", "variable", "what", "to do"),
+            [(each.level.word, each.variable, each.message, each.fix) for each in found.faults],
+        )
+
+
+async def _inventory(
+    settings: Settings, files: list[Path], *, offline: bool
+) -> tuple[Inventory, list[str], Kept | None]:
+    """The inventory, what could not be asked and why, and what the store keeps."""
+    from oxherd import settings as variables
+    from oxherd.clock import wall_ms
+    from oxherd.ops import audit_env
+
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing is not None:
+        raise UsageError(f"--file {missing} is no file")
+    places = {
+        audit_env.HERE: variables.set_here(),
+        **{str(path): audit_env.read_env_file(path) for path in files},
+    }
+    asked, away = ({}, []) if offline else await audit_env.ask(settings)
+    kept = None if offline else await _kept(settings, away)
+    rotations = None if kept is None else kept[0]["rotation"]
+    made = audit_env.inventory(places, settings, rotations=rotations, now_ms=wall_ms(), asked=asked)
+    return made, away, kept
+
+
+async def _kept(settings: Settings, away: list[str]) -> Kept | None:
+    """What the store keeps; None where it can't be asked."""
+    from oxherd.app import build_store
+    from oxherd.errors import OxherdError
+
+    store = build_store(settings)
+    if store is None:
+        return None
+    try:
+        await store.start()
+        kinds = ("rotation", "backup", "verify", "drill")
+        return {kind: await store.operations(kind, limit=100) for kind in kinds}, await store.audit(limit=1)
+    except OxherdError as error:
+        away.append(f"the store could not be asked: {error.message}")
+        return None
+    finally:
+        await store.stop()
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd audit report --output audit.html\n"
+    "  oxherd audit report ../app --file .env.staging --json"
+)
+def report(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The repository to look through.")] = Path(),
+    file: Files = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask neither Postgres nor Redis.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there: Markdown, or HTML where it ends with .html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page for an auditor: a score and the evidence for each control. Exit code 1 where one failed."""
+    from oxherd import settings as variables
+    from oxherd.app import run_loop
+    from oxherd.ops import audit_report
+
+    root, settings = _folder(path), variables.load(needs=())
+    evidence = run_loop(_evidence(root, settings, file or [], offline=offline))
+    table = audit_report.controls(evidence)
+    if as_json:
+        print_json(audit_report.data(table, evidence))
+    elif output is None:
+        print(audit_report.markdown(table, evidence), end="")
+    else:
+        made = audit_report.page if output.suffix == ".html" else audit_report.markdown
+        output.write_text(made(table, evidence), "utf-8")
+        note(f"written: {output}")
+    if any(each.score == 0 for each in table):
+        raise typer.Exit(1)
+
+
+async def _evidence(root: Path, settings: Settings, files: list[Path], *, offline: bool) -> Evidence:
+    from oxherd.ops.audit_report import Evidence, locks_of
+
+    found, away, kept = await _inventory(settings, files, offline=offline)
+    for words in away:
+        note(words)
+    looked, unable = None, ""
+    try:
+        looked = _looked_through(root, settings)
+    except UsageError as error:
+        unable = error.message
+    return Evidence(
+        datetime.now(UTC), looked, unable, found, None if kept is None else kept[0],
+        kept[1][0] if kept and kept[1] else None, locks_of(root),
+        (settings.api_token is not None, settings.api_read_token is not None),
+        (settings.encryption_key is not None, bool(settings.encryption_keys_previous)),
+    )  # fmt: skip
+
+
+def _looked_through(root: Path, settings: Settings) -> Report:
+    from oxherd.ops import audit_known
+    from oxherd.ops.audit_secrets import audit
+    from oxherd.ops.audit_sources import Scope, repository
+
+    marker = audit_known.Marker(settings.audit_key)
+    known = audit_known.load((repository(root) or root) / audit_known.FILE, marker)
+    return audit(root, Scope(), marker, known, installed=settings.named_secrets, today=_today())

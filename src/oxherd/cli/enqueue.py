@@ -15,8 +15,8 @@ from oxherd.errors import OxherdError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from oxherd.cli.waiting import Ending
     from oxherd.queue.admin import Admin
+    from oxherd.queue.waiting import Ending
     from oxherd.settings import Settings
 
 LAST_WORDS = 2.0  # seconds that a stream may lag behind its job's end
@@ -175,7 +175,7 @@ async def _wait(
     from oxherd import settings as variables
     from oxherd.app import queue_client
     from oxherd.cli.asking import say_when_redis_is_away
-    from oxherd.cli.waiting import wait_for_end
+    from oxherd.queue.waiting import wait_for_end
 
     settings = variables.load()
     async with queue_client(settings) as (producer, admin), queue_client(settings) as (_, watcher):

@@ -181,7 +181,7 @@ class _Names:
 
 
 async def _print_event(position: str, event: dict[str, str], names: _Names, as_json: bool) -> None:
-    from oxherd.cli.waiting import as_json as parsed
+    from oxherd.queue.waiting import as_json as parsed
 
     job_id = event.get("jobId", "")
     name = event.get("name") or (await names.of(job_id) if job_id else "")

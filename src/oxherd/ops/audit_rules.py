@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -101,7 +102,7 @@ def kind_of(rule: str, value: str) -> Kind:
     if rule.startswith(INSTALLED):
         variable = rule.removeprefix(INSTALLED)
         return Kind(rule, f"{variable} of this installation", "this installation", variable)
-    if value.count(".") == 2 and value.startswith("eyJ") and (found := _role(value)):
+    if value.startswith("eyJ") and (found := _role(value)):
         return KINDS[found]
     ours = rule if rule in KINDS else next((ours for part, ours in _SAME.items() if part in rule), None)
     if ours:
@@ -110,15 +111,19 @@ def kind_of(rule: str, value: str) -> Kind:
     return Kind(rule, words.replace("-", " "), words.partition("-")[0] if "-" in words else words)
 
 
-def _role(jwt: str) -> str | None:
-    part = jwt.split(".")[1]
+def jwt_claims(text: str) -> dict[str, Any]:
+    """What a JSON web token claims, unchecked; nothing where the text is none."""
+    parts = text.split(".")
     try:
-        claims = orjson.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (binascii.Error, ValueError):
-        return None
-    if not isinstance(claims, dict) or "supabase" not in str(claims.get("iss", "")):
-        return None
-    return _ROLES.get(str(claims.get("role")))
+        claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError, IndexError):
+        return {}
+    return claims if len(parts) == 3 and isinstance(claims, dict) else {}
+
+
+def _role(jwt: str) -> str | None:
+    claims = jwt_claims(jwt)
+    return _ROLES.get(str(claims.get("role"))) if "supabase" in str(claims.get("iss", "")) else None
 
 
 _PREFIXES = re.compile(

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from oxherd.cli import waiting
-from oxherd.cli.waiting import Ending, as_json, wait_for_end
 from oxherd.errors import JobNotFound, RedisUnreachable
+from oxherd.queue import waiting
+from oxherd.queue.waiting import Ending, as_json, wait_for_end
 
 
 class Queue:

@@ -1,0 +1,282 @@
+"""`oxherd audit env` and `oxherd audit report`, against real engines."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from bench.audit.planted import Repository, jwt, openrouter
+from redis import Redis
+from typer.testing import CliRunner
+
+from oxherd.cli import app
+from oxherd.ops import audit_report
+from oxherd.ops.audit_env import (
+    HERE,
+    Inventory,
+    ask_postgres,
+    ask_redis,
+    inventory,
+    is_private,
+    read_env_file,
+    secrets_page,
+)
+from oxherd.ops.audit_report import Evidence
+from oxherd.ops.audit_secrets import Report
+from oxherd.settings import Secret, load, parse_redis_url
+from oxherd.store import Operation, migrate
+from oxherd.store.postgres import PostgresStore
+
+DAY = 86_400_000
+NOW = 1_795_000_000_000
+run = CliRunner().invoke
+
+
+def found(environ, *others, rotations=None):
+    places = {HERE: environ, **{f"place {number}": other for number, other in enumerate(others, 1)}}
+    return inventory(places, load(environ, needs=()), rotations=rotations, now_ms=NOW, asked={})
+
+
+def words(inventory):
+    return {(each.control, each.variable, each.level.word) for each in inventory.faults if each.control != "token"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "fault"),
+    [
+        ({"REDIS_URL": "redis://:a-password@eu1.upstash.io:6379"}, ("tls", "REDIS_URL", "error")),
+        ({"REDIS_URL": "rediss://eu1.upstash.io:6379"}, ("privilege", "REDIS_URL", "error")),
+        ({"DATABASE_URL": "postgresql://u:p@db.example.com/app?sslmode=disable"}, ("tls", "DATABASE_URL", "error")),
+        ({"DATABASE_URL": "postgresql://u:p@db.example.com/app"}, ("tls", "DATABASE_URL", "warning")),
+        (
+            {"SUPABASE_SERVICE_ROLE_KEY": jwt("anon"), "SUPABASE_URL": "https://a.supabase.co"},
+            ("privilege", "SUPABASE_SERVICE_ROLE_KEY", "error"),
+        ),
+        (
+            {"SUPABASE_SERVICE_ROLE_KEY": jwt("service_role"), "SUPABASE_URL": "https://a.supabase.co"},
+            ("age", "SUPABASE_SERVICE_ROLE_KEY", "note"),
+        ),
+        (
+            {"SUPABASE_SERVICE_ROLE_KEY": "x" * 20, "DATABASE_URL": "postgresql://u:p@localhost/app"},
+            ("privilege", "SUPABASE_SERVICE_ROLE_KEY", "warning"),
+        ),
+    ],
+)
+def test_a_variable_that_allows_too_much_is_told(environ, fault):
+    assert fault in words(found(environ))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"REDIS_URL": "rediss://:a-password@eu1.upstash.io:6379"},
+        {"REDIS_URL": "redis://:a-password@redis.railway.internal:6379"},
+        {"REDIS_URL": "unix:///run/redis.sock"},
+        {"DATABASE_URL": "postgresql://u:p@db.example.com/app?sslmode=verify-full"},
+        {"DATABASE_URL": "postgresql://u:p@10.0.0.4/app"},
+    ],
+)
+def test_a_variable_that_is_as_it_should_be_is_not_told(environ):
+    assert found(environ).failing == ()
+
+
+def test_a_host_is_private_where_nobody_outside_can_listen():
+    private = ("localhost", "::1", "10.1.2.3", "192.168.0.1", "fd12::1", "redis", "db.railway.internal")
+    assert all(map(is_private, private))
+    assert not any(map(is_private, ("db.example.com", "8.8.8.8", "2606:4700::1111")))
+
+
+def test_a_secret_that_two_environments_share_is_told_without_its_value():
+    token = secrets.token_hex(20)
+    made = found({"API_TOKEN": token}, {"API_TOKEN": token}, {"API_TOKEN": secrets.token_hex(20)})
+    (fault,) = made.failing
+    assert (fault.control, fault.message) == ("sharing", f"the same in {HERE} and place 1")
+    assert token not in repr(made) + secrets_page(made)
+
+
+def test_the_age_of_a_secret_is_that_of_its_last_rotation_that_succeeded():
+    rotations = [
+        {"target": "API_TOKEN", "outcome": "failed", "at": NOW - 1 * DAY},
+        {"target": "API_TOKEN", "outcome": "ok", "at": NOW - 200 * DAY},
+        {"target": "API_TOKEN", "outcome": "ok", "at": NOW - 400 * DAY},
+    ]
+    made = found({"API_TOKEN": "t" * 20, "OPENROUTER_API_KEY": "k"}, rotations=rotations)
+    rows = {row.variable: row.rotated_days for row in made.rows}
+    assert (rows["API_TOKEN"], rows["OPENROUTER_API_KEY"]) == (200, None)
+    assert [(each.variable, each.control) for each in made.failing] == [("API_TOKEN", "age")]
+
+
+def test_the_inventory_has_every_secret_and_no_value():
+    token = secrets.token_hex(20)
+    page = secrets_page(found({"API_TOKEN": token}))
+    assert "| `API_TOKEN` |" in page
+    assert "| nowhere | - | `oxherd rotate OPENROUTER_API_KEY` |" in page
+    assert token not in page
+
+
+def test_env_files_are_read_as_shells_and_docker_write_them(tmp_path):
+    file = tmp_path / ".env"
+    file.write_text("# a comment\nexport A=1\nB = \"two words\"\nC='x#y'\nD=plain # note\nE=\n\nnot a line\n")
+    assert read_env_file(file) == {"A": "1", "B": "two words", "C": "x#y", "D": "plain", "E": ""}
+
+
+async def test_a_superuser_and_tables_without_row_level_security_are_told(database_url):
+    await migrate.migrate(database_url)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("create table public.open (id int); alter table oxherd.runs disable row level security")
+    role, password = f"limited_{secrets.token_hex(4)}", secrets.token_hex(8)
+    await connection.execute(f"create role {role} login password '{password}'")
+    try:
+        faults = await ask_postgres(Secret(database_url))
+        told = {(each.control, each.level.word, each.message) for each in faults}
+        assert ("rls", "warning", "table public.open has no row-level security") in told
+        assert ("rls", "error", "table oxherd.runs has no row-level security") in told
+        assert [each.control for each in faults].count("privilege") == 1
+        parts = urlsplit(database_url)
+        limited = parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+        assert not [each for each in await ask_postgres(Secret(limited)) if each.control == "privilege"]
+    finally:
+        await connection.execute(f"drop role {role}")
+        await connection.close()
+
+
+async def test_the_schema_as_it_is_migrated_has_row_level_security_everywhere(database_url):
+    await migrate.migrate(database_url)
+    assert not [each for each in await ask_postgres(Secret(database_url)) if each.control == "rls"]
+
+
+async def test_a_redis_user_that_may_flush_is_told_and_one_that_may_not_is_not(redis_url):
+    (fault,) = await ask_redis(parse_redis_url(redis_url))
+    assert (fault.control, fault.level.word) == ("privilege", "warning")
+    assert "FLUSHALL" in fault.message
+    password = secrets.token_hex(8)
+    with Redis.from_url(redis_url) as client:
+        client.execute_command(*f"ACL SETUSER worker on >{password} ~* &* +@all -@dangerous +info +client +acl".split())
+        try:
+            limited = replace(parse_redis_url(redis_url), username="worker", password=Secret(password))
+            assert await ask_redis(limited) == []
+        finally:
+            client.acl_deluser("worker")
+
+
+def evidence(**changes):
+    base = Evidence(
+        datetime.fromtimestamp(NOW / 1000, UTC),
+        Report("app", (), (3, 100), (), date(2026, 11, 28)), "", Inventory((), (), ("postgres",)),
+        {}, {"at": NOW}, ("uv.lock",), (True, True), (True, False),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def scores(**changes):
+    return {each.name: each.score for each in audit_report.controls(evidence(**changes))}
+
+
+@pytest.mark.parametrize(("days", "points"), [(0.5, 100), (3, 50), (30, 0)])
+def test_a_backup_s_score_falls_with_its_age(days, points):
+    backup = {"outcome": "ok", "target": "b", "at": NOW - days * DAY}
+    assert scores(operations={"backup": [backup]})["There is a backup of the last day"] == points
+
+
+def test_an_operation_that_failed_proves_nothing():
+    backup = {"outcome": "failed", "target": "b", "at": NOW}
+    assert scores(operations={"backup": [backup]})["There is a backup of the last day"] == 0
+
+
+def test_what_could_not_be_found_out_has_no_score_and_does_not_count():
+    table = audit_report.controls(evidence(operations=None, secrets=None, unable="no scanner"))
+    unknown = [each for each in table if each.score is None]
+    assert "no scanner" in {each.evidence for each in unknown}
+    assert audit_report.score(table) == 100
+    assert f"{len(unknown)} could not be found out" in audit_report.markdown(table, evidence())
+
+
+def test_a_requirements_file_locks_only_with_hashes(tmp_path):
+    (tmp_path / "requirements.txt").write_text("redis==6.2\n")
+    assert audit_report.locks_of(tmp_path) == ()
+    (tmp_path / "requirements.txt").write_text("redis==6.2 --hash=sha256:00\n")
+    assert audit_report.locks_of(tmp_path) == ("requirements.txt",)
+
+
+@pytest.fixture
+def installation(database_url, redis_url, monkeypatch, tmp_path):
+    for name, value in {
+        "DATABASE_URL": database_url, "REDIS_URL": redis_url, "API_TOKEN": secrets.token_hex(20),
+        "ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    repo = Repository(tmp_path / "app")
+    repo.commit("uv.lock", "version = 1\n")
+    return repo
+
+
+async def prepared(database_url):
+    await migrate.migrate(database_url)
+    store = PostgresStore(database_url)
+    await store.start()
+    for kind, target in (("backup", "b1"), ("verify", "b1"), ("rotation", "API_TOKEN"), ("drill", "redis-lost")):
+        await store.write_operation(Operation(kind, target, "ok", 1.0, {}))
+    await store.stop()
+
+
+def test_the_report_of_a_real_installation_rests_on_what_was_asked(installation, database_url, monkeypatch, tmp_path):
+    import asyncio
+
+    asyncio.run(prepared(database_url))
+    done = run(app, ["audit", "report", str(installation.folder), "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    by_name = {each["name"]: each for each in made["controls"]}
+    assert by_name["There is a backup of the last day"]["score"] == 100
+    assert by_name["Row-level security is on"]["score"] == 100
+    assert by_name["No secret is in the repository, its history or its image"]["score"] == 100
+    assert by_name["Credentials may do what they must and no more"]["verdict"] == "partly"
+    assert by_name["Secrets are replaced within 180 days"]["evidence"] == "1 of 4 have been"
+    assert 0 < made["score"] < 100
+    installation.commit("a.env", f"KEY={openrouter()}\n")
+    page = tmp_path / "audit.html"
+    done = run(app, ["audit", "report", str(installation.folder), "--output", str(page)])
+    assert done.exit_code == 1
+    assert "1 secret to deal with" in page.read_text()
+
+
+def test_the_command_lists_secrets_and_faults(installation, tmp_path, monkeypatch):
+    import os
+
+    token = os.environ["API_TOKEN"]
+    other = tmp_path / ".env.staging"
+    other.write_text(f"API_TOKEN={token}\n")
+    done = run(app, ["audit", "env", "--offline", "--file", str(other), "--json"])
+    assert done.exit_code == 1
+    assert [each["control"] for each in json.loads(done.stdout)["faults"] if each["level"] == "warning"] == ["sharing"]
+    assert token not in done.output
+    page = run(app, ["audit", "env", "--offline", "--inventory"])
+    assert page.exit_code == 0
+    assert page.stdout.startswith("# Secrets\n")
+    assert run(app, ["audit", "env", "--file", "nowhere"]).exit_code == 2
+
+
+def test_a_service_that_is_away_is_told_and_stops_nothing(installation, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://:a-password@127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/app")
+    done = run(app, ["audit", "env"])
+    assert done.exit_code == 3, done.output
+    assert "redis could not be asked" in done.stderr
+    assert "postgres could not be asked" in done.stderr
+
+
+def test_nothing_passes_that_was_not_looked_at():
+    table = audit_report.controls(evidence(variables=Inventory((), (), ()), operations=None))
+    known = {each.name for each in table if each.score is not None}
+    assert known == {
+        "No secret is in the repository, its history or its image",
+        "Customers' credentials are encrypted, with one key",
+        "The HTTP API asks who is there",
+        "Dependencies are locked, with hashes",
+    }
