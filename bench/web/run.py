@@ -3,10 +3,10 @@
     python -m bench.web.run load [--jobs 30000] [--rounds 5] [--rate 100]
     python -m bench.web.run full [--entries 1000000] [--rounds 20]
 
-`load`: a worker of no-op jobs, 100 at once, without and with requests to its port at a steady rate, in turn; the requests
-come from this process, each at its time whether the one before was answered or not. Then what one request costs a worker that
-has nothing else to do: a figure that other work on the machine changes least. `full`: how long each list and page takes
-over a million jobs in Redis and a million runs in Postgres, one request at a time; the first of each is not counted.
+`load`: a worker of no-op jobs, 100 at once, without and with requests to its port at a steady rate, in turn. The requests
+come from this process, each at its time whether the one before was answered or not. Then what one request costs a worker
+that has nothing else to do: a figure that other work on the machine changes least. `full`: how long each list and page takes
+over a million jobs in Redis, and a million runs and model calls in Postgres, one request at a time; the first is left out.
 """
 
 import argparse
@@ -44,8 +44,8 @@ LISTS = (
     "/api/v1/alerts",
 )  # fmt: skip
 PAGES = (
-    "/", "/jobs", "/jobs?state=completed", "/jobs?state=failed", "/runs", "/dead-letters", "/agents", "/spend",
-    "/schedules", "/approvals", "/operations", "/settings",
+    "/", "/jobs", "/jobs?state=completed", "/jobs?state=failed", "/jobs?name=rare", "/jobs/777777", "/runs",
+    "/runs?status=failed", "/dead", "/agents", "/spend", "/schedules", "/approvals", "/operations", "/settings",
 )  # fmt: skip
 
 
@@ -170,7 +170,9 @@ async def load(jobs: int, rounds: int, rate: int) -> None:
             costs = {name: await cost(port, process.pid, paths, 1000) for name, paths in ASKED.items() if paths}
             process.stdin.close()
     base_rate, base_us = (statistics.median(each[key] for each in found["nobody asks"]) for key in ("rate", "us"))
-    print(f"| {rate} requests/s | jobs/s | fewer | CPU µs/job | p50 ms | p99 ms | requests | CPU µs/request | of a core |")
+    print(
+        f"| {rate} requests/s | jobs/s | fewer | CPU µs/job | p50 ms | p99 ms | requests | CPU µs/request | of a core |"
+    )
     print("| --- |" + " ---: |" * 8)
     for name, each in found.items():
         speed, cpu = (statistics.median(one[key] for one in each) for key in ("rate", "us"))
@@ -197,14 +199,18 @@ for i = first, last do
 end
 """
 RUNS = """
-insert into oxherd.runs select 'bench/' || i || '@1', 'bench', i::text, case when i % 50000 = 0 then 'rare' else 'noop' end,
-  't' || i % 5000, case when i % 20 = 0 then 'failed' else 'completed' end, 1, 1, 3, 'w1', '{"tenant":"t"}', '{"ok":true}',
-  case when i % 20 = 0 then 'no order' end, case when i % 20 = 0 then 'error' end, null, now() - i * interval '1 second',
-  now() - i * interval '1 second', now() - i * interval '1 second', 2, 900, 120, 0.0012 from generate_series(1, $1::int) i
+insert into oxherd.runs
+select 'bench/' || i || '@1', 'bench', i::text, case when i % 50000 = 0 then 'rare' else 'noop' end, 't' || i % 5000,
+  case when i % 20 = 0 then 'failed' else 'completed' end, 1, 1, 3, 'w1', '{"tenant":"t"}', '{"ok":true}',
+  case when i % 20 = 0 then 'no order' end, case when i % 20 = 0 then 'error' end, null,
+  now() - i * interval '1 second', now() - i * interval '1 second', now() - i * interval '1 second', 2, 900, 120, 0.0012
+from generate_series(1, $1::int) i
 """
 SPEND = """
-insert into oxherd.spend select 'bench/' || i || '/1', 'bench/' || i || '@1', 'model-1', 1, 't' || i % 5000, 'support', 'm/one',
-  null, 'settled', 900, 120, 0.002, 0.0012, now() - i * interval '1 second', now() from generate_series(1, $1::int) i
+insert into oxherd.spend
+select 'bench/' || i || '/1', 'bench/' || i || '@1', 'model-1', 1, 't' || i % 5000, 'support', 'm/one', null, 'settled',
+  900, 120, 0.002, 0.0012, now() - i * interval '1 second', now()
+from generate_series(1, $1::int) i
 """
 
 
