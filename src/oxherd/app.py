@@ -33,7 +33,7 @@ from oxherd.queue.keys import Keys
 from oxherd.queue.producer import Producer
 from oxherd.queue.timetable import Timetable
 from oxherd.queue.turns import Turns
-from oxherd.settings import Settings
+from oxherd.settings import Settings, variables_set
 from oxherd.store import Store
 from oxherd.telemetry import logs
 from oxherd.telemetry.channels import channels_of
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 OLDEST_REDIS = (6, 2)
 LAST_TELEMETRY = 3.0  # seconds for what has still to be sent when the process ends
+LONGEST_BACKUP = 43_200.0  # seconds for a scheduled backup, or proving one
 PATIENCE = 30.0  # seconds without an answer after which the connections for money and the API are made again
 AWAY = 10.0  # seconds that Redis may be away before a server without a worker counts as unhealthy
 NO_STORE = "--no-store: runs are NOT recorded; a crash repeats paid steps and results live in Redis only"
@@ -248,6 +249,25 @@ def servers_of(settings: Settings) -> dict[str, Server]:
     return found
 
 
+def backup_handlers(settings: Settings, store: Store | None) -> dict[str, Handler]:
+    """The handlers of scheduled backups; what they need is imported by the first such job."""
+
+    async def take(_ctx: object, _payload: object) -> dict[str, Any]:
+        from oxherd.backup import jobs
+
+        return await jobs.take(settings, store)
+
+    async def prove(_ctx: object, _payload: object) -> dict[str, Any]:
+        from oxherd.backup import jobs
+
+        return await jobs.prove(settings, store)
+
+    return {
+        name: make_handler(name, function, timeout=LONGEST_BACKUP, retries=2)
+        for name, function in (("oxherd.backup", take), ("oxherd.backup-verify", prove))
+    }
+
+
 def build_links(settings: Settings) -> Links:
     """Links that answer questions; none are made without ENCRYPTION_KEY and an address."""
     ring = KeyRing.of(settings.encryption_key, settings.encryption_keys_previous)
@@ -283,7 +303,8 @@ class Service:
             known=herd.agents,
             lookup=store.agent if store else None,
         )
-        handlers = {**herd.handlers, **built_in_handlers(self._gated(self._agents.handle), self._whoami)}
+        built_in = built_in_handlers(self._gated(self._agents.handle), self._whoami)
+        handlers = {**herd.handlers, **built_in, **backup_handlers(settings, store)}
         self.metrics = Metrics(handlers)
         self.worker = Worker(
             settings.redis_url, keys_of(settings), handlers,
@@ -459,7 +480,7 @@ class Service:
 def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Promises) -> Desk:
     """What the HTTP API answers with; its link is not started."""
     from oxherd.web.auth import Gatekeeper
-    from oxherd.web.desk import Desk
+    from oxherd.web.desk import Desk, Process
     from oxherd.web.levels import Levels
 
     keys, link = keys_of(settings), Link(settings.redis_url, "api", patience=PATIENCE)
@@ -471,7 +492,11 @@ def build_desk(settings: Settings, herd: Herd, store: Store | None, promises: Pr
         levels=Levels(link, keys, promises=promises, runbooks=settings.runbooks_url, store=store),
         gatekeeper=Gatekeeper(settings.api_token, settings.api_read_token),
         approvals=None if store is None else build_approvals(settings, store, link),
-        agents=lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+        process=Process(
+            lambda: [{"name": each.name, "definition": each.described()} for each in herd.agents.values()],
+            logs.cleaner(settings.secrets),
+            variables_set(settings),
+        ),
     )
 
 

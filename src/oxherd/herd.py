@@ -12,7 +12,7 @@ from oxherd.settings import parse_duration
 from oxherd.worker.handlers import Handler, make_handler
 
 F = TypeVar("F", bound=Callable[..., Any])
-BUILT_IN = frozenset({"agent.run", "oxherd.echo"})
+BUILT_IN = frozenset({"agent.run", "oxherd.backup", "oxherd.backup-verify", "oxherd.echo"})
 
 
 class Herd:

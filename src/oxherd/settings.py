@@ -810,6 +810,13 @@ def load(environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = (
     return Settings(**values)
 
 
+def variables_set(settings: Settings) -> frozenset[str]:
+    """The names of the variables that say something else than their default."""
+    return frozenset(
+        variable.name for variable in TABLE if getattr(settings, variable.name.lower()) != _value(variable, {})
+    )
+
+
 def _value(variable: Variable, source: Mapping[str, str]) -> Any:
     text = source.get(variable.name, "").strip() or variable.default
     return None if text is None else variable.parse(text)

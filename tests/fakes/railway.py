@@ -108,9 +108,10 @@ class Running(Protocol):
     """A process that runs as a deployment. `exit_code` is None while it lives."""
 
     exit_code: int | None
+    url: str
 
     async def settled(self) -> int | None:
-        """Wait until it answers its healthcheck, with whatever status, or has ended; the status, or None."""
+        """Wait until it has started or ended; what its healthcheck answers on the port it was given, or None."""
 
     async def stop(self) -> None: ...
 
@@ -145,6 +146,7 @@ class FakeRailway:
         variables: the service's, by name; `sealed` are the names of those that are never returned.
         plays: what the next deployments do; a success when there are no more.
         start: runs something as the deployment instead of a play.
+        healthcheck: whether the service has one; without, it is believed to be up as soon as it has been started.
         requests: names and variables of the operations that came.
         next_answers: HTTP answers (status, text, headers) for the next requests instead of what they ask for.
         limit: how many requests an hour has; None counts none.
@@ -165,6 +167,7 @@ class FakeRailway:
         self.deployed: list[Played] = []
         self.plays: list[tuple[Beat, ...]] = []
         self.start = start
+        self.healthcheck = True
         self.healthcheck_timeout, self.restart_retries, self.image_kept = 300, 2, 5 * DAY
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.next_answers: list[tuple[int, str, dict[str, str]]] = []
@@ -247,8 +250,10 @@ class FakeRailway:
         if status in OVER:
             return
         if each.process is None:
-            self.add(each, status="DEPLOYING", log="Starting Container", step="CREATE_CONTAINER")
+            self.add(each, status="DEPLOYING", step="CREATE_CONTAINER")
             await self._start(each)
+            if not self.healthcheck:
+                self.add(each, status="SUCCESS", instances=("RUNNING",))
         assert each.process is not None
         health = await each.process.settled()
         if each.process.exit_code is not None:
@@ -260,7 +265,7 @@ class FakeRailway:
                 await self._start(each)
         elif status == "SUCCESS":
             return
-        elif health == 200:
+        elif health == 200 or not self.healthcheck:
             self.add(each, status="SUCCESS", step="HEALTHCHECK", instances=("RUNNING",))
         elif self.now > each.created + 1 + self.healthcheck_timeout:
             for line in [*healthchecklines(self.healthcheck_timeout), "1/1 replicas never became healthy!"]:
@@ -274,6 +279,7 @@ class FakeRailway:
             "RAILWAY_ENVIRONMENT_NAME": "production",
         }  # fmt: skip
         assert self.start is not None
+        self.add(each, log="Starting Container")
         each.process = await self.start(each.variables | own, lambda line: self._say(each, line))
 
     def _say(self, each: Played, line: str) -> None:
@@ -449,9 +455,9 @@ class FakeRailway:
             "statusUpdatedAt": _at(each.created + [beat.after for beat in beats if beat.status][-1]),
             "deploymentStopped": next((beat.stopped for beat in reversed(beats) if beat.stopped is not None), False),
             "canRedeploy": True, "canRollback": ever_up and self.now - each.created < self.image_kept,
-            "url": None, "staticUrl": "worker.up.railway.app",
+            "url": None, "staticUrl": each.process.url if each.process else "worker.up.railway.app",
             "meta": {"commitHash": each.commit, "commitMessage": f"Commit {each.commit[:7]}\n\nMore", "branch": "main"},
-            "instances": [{"id": str(n), "status": each} for n, each in enumerate(instances[-1] if instances else ())],
+            "instances": [{"id": str(n), "status": word} for n, word in enumerate(instances[-1] if instances else ())],
         }  # fmt: skip
 
 
@@ -505,7 +511,8 @@ class Answers:
         self._only_here(environmentId)
         live = [each for each in self.fake.deployed if each.status(self.fake.now) == "SUCCESS"]
         return {
-            "startCommand": None, "preDeployCommand": None, "healthcheckPath": "/health",
+            "startCommand": None, "preDeployCommand": None,
+            "healthcheckPath": "/health" if self.fake.healthcheck else None,
             "healthcheckTimeout": self.fake.healthcheck_timeout, "drainingSeconds": 60, "overlapSeconds": 0,
             "restartPolicyType": "ON_FAILURE", "restartPolicyMaxRetries": self.fake.restart_retries, "numReplicas": 1,
             "cronSchedule": None, "sleepApplication": False, "ipv6EgressEnabled": None,

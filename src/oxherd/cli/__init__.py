@@ -19,6 +19,7 @@ from oxherd.cli import (
     credentials,
     db,
     demo,
+    deploy,
     dev,
     enqueue,
     gate,
@@ -31,12 +32,17 @@ from oxherd.cli import (
     worker,
 )
 from oxherd.errors import OxherdError
+from oxherd.ops.diagnosis import EXIT_CODES as DIAGNOSES
 
 EXIT_CODES = {
     0: "fine",
     1: "found a problem: a job failed, was not found or is in another state",
     2: "wrong use: an argument, a variable or the --app module",
     3: "a service could not be reached, or refused",
+    **{
+        code: "deploy: " + " or ".join(cause for cause in DIAGNOSES if DIAGNOSES[cause] == code)
+        for code in DIAGNOSES.values()
+    },
     130: "stopped by Ctrl-C",
 }
 
@@ -85,6 +91,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(gate.app, name="gate")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Which secrets are where, who can read them, and what proves it.")
 
+Kept = tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]  # operations by kind; the audit log's newest line
 LONGEST = 366  # days for which a finding can be accepted
 Baseline = Annotated[
     Path | None, typer.Option(metavar="FILE", help="What was accepted; .oxherd-audit.toml of the folder when left out.")
@@ -192,7 +193,7 @@ def env(
     from oxherd.ops.audit_env import secrets_page
 
     settings = variables.load(needs=())
-    found, away = run_loop(_inventory(settings, file or [], offline=offline))
+    found, away, _ = run_loop(_inventory(settings, file or [], offline=offline))
     for words in away:
         note(words)
     if list_all:
@@ -226,7 +227,10 @@ def _print_inventory(found: Inventory) -> None:
         )
 
 
-async def _inventory(settings: Settings, files: list[Path], *, offline: bool) -> tuple[Inventory, list[str]]:
+async def _inventory(
+    settings: Settings, files: list[Path], *, offline: bool
+) -> tuple[Inventory, list[str], Kept | None]:
+    """The inventory, what could not be asked and why, and what the store keeps."""
     from oxherd import settings as variables
     from oxherd.clock import wall_ms
     from oxherd.ops import audit_env
@@ -242,13 +246,11 @@ async def _inventory(settings: Settings, files: list[Path], *, offline: bool) ->
     kept = None if offline else await _kept(settings, away)
     rotations = None if kept is None else kept[0]["rotation"]
     made = audit_env.inventory(places, settings, rotations=rotations, now_ms=wall_ms(), asked=asked)
-    return made, away
+    return made, away, kept
 
 
-async def _kept(
-    settings: Settings, away: list[str]
-) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]] | None:
-    """Operations by kind and the audit log's newest line; None where the store can't be asked."""
+async def _kept(settings: Settings, away: list[str]) -> Kept | None:
+    """What the store keeps; None where it can't be asked."""
     from oxherd.app import build_store
     from oxherd.errors import OxherdError
 
@@ -302,9 +304,8 @@ def report(
 async def _evidence(root: Path, settings: Settings, files: list[Path], *, offline: bool) -> Evidence:
     from oxherd.ops.audit_report import Evidence, locks_of
 
-    found, away = await _inventory(settings, files, offline=offline)
-    kept = None if offline else await _kept(settings, away)
-    for words in dict.fromkeys(away):
+    found, away, kept = await _inventory(settings, files, offline=offline)
+    for words in away:
         note(words)
     looked, unable = None, ""
     try:

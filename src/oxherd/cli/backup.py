@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, age, console, duration, note, print_json, print_table
+from oxherd.cli.printing import Json, age, clock, console, duration, note, print_json, print_table
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from oxherd.backup.create import Told
+    from oxherd.ops.plan import Plan
     from oxherd.settings import Secret, Settings
     from oxherd.store import Store
 
@@ -164,6 +167,168 @@ def verify(
         )
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup restore latest --identity-file backup.key    in place of the live one\n"
+    "  oxherd backup restore 2026-11-28 --into copy               into an empty database of that name\n"
+    "  oxherd backup restore latest --into - < url.txt            on another server\n"
+    "  oxherd backup restore latest --table public.users --into copy\n"
+    "  oxherd backup restore latest --queue                       the queue, into an empty one"
+)
+def restore(
+    name: Name,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Another database on DATABASE_URL's server; `-` reads a whole URL from stdin."
+        ),
+    ] = None,
+    table: Annotated[str | None, typer.Option(metavar="SCHEMA.TABLE", help="Only this table.")] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="The queue instead of the database.")] = False,
+    identity_file: IdentityFile = None,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="TARGET", help="The target's name, instead of typing it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a backup back, after its plan was shown and the target's name typed.
+
+    An empty or missing database is filled. One that has tables is never written into: the backup is restored beside
+    it, compared, and takes its name; what was live stays under another one. Jobs that ended after the backup are
+    listed, and are not run again.
+    """
+    from oxherd.app import run_loop
+    from oxherd.ops import backup as ops
+
+    settings = _settings(*(("REDIS_URL",) if queue else ()))
+    target_url = _url(into)
+
+    async def main() -> tuple[Plan, Any]:
+        opened = await ops.unlocked(settings, name, _identity(identity_file))
+        work = await ops.restoring(settings, opened, into=target_url, table=table, queue=queue)
+        if not as_json:
+            print_table(
+                ("action", "what", "detail"), [(each.action, each.what, each.detail) for each in work.plan.steps]
+            )
+        if dry_run:
+            return work.plan, None
+        _confirmed(work.target, confirm)
+        with _bar(quiet=as_json) as told:
+            return work.plan, await work.run(told, lambda step: note(f"done: {step.action} {step.what}"), note)
+
+    plan, outcome = run_loop(main())
+    if as_json:
+        steps = [{"action": step.action, "what": step.what, "detail": step.detail} for step in plan.steps]
+        print_json({"dry_run": dry_run, "steps": steps, "outcome": outcome and asdict(outcome)})
+    elif outcome is not None:
+        _print_outcome(outcome)
+
+
+@app.command(epilog="\b\nExamples:\n  oxherd backup prune --dry-run\n  oxherd backup prune --yes")
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete backups that retention no longer keeps: the newest of 7 days, 5 weeks and 12 months stay.
+
+    The last one that was verified always stays. An object lock that refuses a delete is said, and no fault.
+    """
+    from oxherd.app import run_loop
+    from oxherd.backup import runs
+    from oxherd.backup.storage import open_storage
+    from oxherd.ops.backup import audited
+
+    settings = _settings()
+    storage = open_storage(settings)
+    plan = run_loop(runs.due(storage))
+    rows = [("keep", entry.name, why) for entry, why in plan.keep]
+    rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
+    rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]
+    if not as_json:
+        print_table(("action", "backup", "why"), rows)
+    refused: list[str] = []
+    todo = bool(plan.drop or plan.abandoned) and not dry_run
+    if todo and (yes or typer.confirm("Go on?", err=True)):
+        refused = _run(
+            settings, lambda store, _: audited(store, "pruneBackups", runs.clear(storage, plan), target=storage.shown),
+            quiet=as_json,
+        )  # fmt: skip
+    for each in refused:
+        note(f"not deleted: {each}")
+    if as_json:
+        steps = [{"action": action, "backup": name, "why": why} for action, name, why in rows]
+        print_json({"dry_run": dry_run, "steps": steps, "refused": refused})
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup schedule\n  oxherd backup schedule --at '0 */6 * * *' --no-verify\n"
+    "  oxherd backup schedule --off"
+)
+def schedule(
+    at: Annotated[str | None, typer.Option("--at", metavar="CRON", help="When to back up; daily at 03:17.")] = None,
+    verify_at: Annotated[
+        str | None, typer.Option("--verify-at", metavar="CRON", help="When to verify; Sundays at 04:43.")
+    ] = None,
+    verifying: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Verify, too; workers then need BACKUP_IDENTITY.")
+    ] = True,
+    tz: Annotated[str | None, typer.Option(metavar="ZONE", help="The time zone; UTC when left out.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Remove the schedules.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Have the workers back up and verify on a schedule: one of them each time, however many there are.
+
+    A schedule is a BullMQ job scheduler; `oxherd jobs` and the dashboard show its jobs. Each backup is followed by
+    deleting those that retention no longer keeps.
+    """
+    from oxherd.app import run_loop
+    from oxherd.ops.backup import set_schedules
+
+    settings = _settings("REDIS_URL")
+    wanted = {} if off else {"oxherd.backup": at, **({"oxherd.backup-verify": verify_at} if verifying else {})}
+    found = run_loop(set_schedules(settings, wanted, tz=tz))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(
+            ("schedule", "pattern", "next"), [(each["id"], each["pattern"], clock(each["next"])) for each in found]
+        )
+        note("" if found else "no backups are scheduled")
+
+
+def _confirmed(target: str, given: str | None) -> None:
+    typed = given if given is not None else typer.prompt(f"Type {target} to go on", err=True)
+    if typed != target:
+        raise UsageError(f"that is not the target's name, {target}: nothing was done")
+
+
+def _url(into: str | None) -> str | None:
+    if into is not None and "://" in into:
+        raise UsageError(
+            "--into: a URL does not belong on the command line, where others can see its password",
+            hint="give a database's name, or `-` and the URL on stdin",
+        )
+    return sys.stdin.readline().strip() if into == "-" else into
+
+
+def _print_outcome(outcome: Any) -> None:
+    print(f"restored {outcome.rows} rows into {outcome.database} in {duration(outcome.seconds)}")
+    if outcome.kept:
+        note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
+    if outcome.left_out:
+        note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    if outcome.finished:
+        note(f"{len(outcome.finished)} jobs ended after the backup, and are not run again:")
+        print_table(("job", "name", "status", "ended"), [
+            (each["job_id"], each["name"], each["status"], clock(each["finished_at"])) for each in outcome.finished[:50]
+        ])  # fmt: skip
+    if outcome.repeated:
+        note(f"{len(outcome.repeated)} jobs had not ended: steps that they paid for after the backup are paid again")
+    if outcome.interrupted:
+        note(f"{len(outcome.interrupted)} jobs were running, and wait again: {', '.join(outcome.interrupted[:20])}")
 
 
 def _settings(*needs: str) -> Settings:

@@ -272,12 +272,14 @@ class Scene:
 RUN_COLUMNS = ("job", "name", "status", "attempt", "calls", "tokens in", "out", "error")
 NEXT = """
 Where to look next:
-  oxherd demo --keep             the same, left running: its metrics, its database, its dead letter to replay
+  oxherd demo --keep             the same, left running: its dashboard, its database, its dead letter to replay
   oxherd dev --app myapp:herd    these engines, kept, with your own handlers and agents, reloading on change
   {app}
                                  the demo's own handlers and agents, to start yours from"""
 KEPT = """
-Everything keeps running until Ctrl-C. In another terminal:
+Everything keeps running until Ctrl-C. The dashboard: {health}
+
+In another terminal:
   . {folder}/env                 sets REDIS_URL, DATABASE_URL and the rest for these commands:
   oxherd jobs list
   oxherd jobs dead

@@ -28,6 +28,8 @@ Queue and database are kept in ./.oxherd, which git ignores; delete it to begin 
 HOME = Path(".oxherd")
 LOOK = 500  # ms between looks at the worker while no file changes
 READY = """
+The dashboard: {url}
+
 In another terminal, in this folder:
   . {home}/env                   sets REDIS_URL and DATABASE_URL (it holds a password: readable for you alone)
   oxherd enqueue oxherd.echo '{{"hello": "world"}}' --wait

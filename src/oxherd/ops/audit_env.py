@@ -70,11 +70,13 @@ class Inventory:
         rows: the secret variables, in the order of the table.
         faults: the worst first.
         asked: what was asked besides the variables: `postgres`, `redis`, `operations`.
+        places: how many places were compared.
     """
 
     rows: tuple[Row, ...]
     faults: tuple[Fault, ...]
     asked: tuple[str, ...]
+    places: int = 1
 
     @property
     def failing(self) -> tuple[Fault, ...]:
@@ -119,7 +121,7 @@ def inventory(
     faults = [*_static(settings), *_of_rows(present), *(fault for found in asked.values() for fault in found)]
     faults.sort(key=lambda each: (-each.level, each.control, each.variable))
     extra = ("operations",) if rotations is not None else ()
-    return Inventory(rows, tuple(faults), (*asked, *extra))
+    return Inventory(rows, tuple(faults), (*asked, *extra), len(places))
 
 
 def _ages(rotations: Iterable[Mapping[str, Any]], now_ms: int) -> dict[str, int]:

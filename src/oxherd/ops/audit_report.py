@@ -112,12 +112,11 @@ def _no_secrets(evidence: Evidence) -> Control:
     return Control(name, 0, summary(found), "`oxherd audit secrets` lists them; docs/incident/leaked-secret.md")
 
 
-def _from_faults(evidence: Evidence, name: str, control: str, fine: str, needs: str = "") -> Control:
+def _from_faults(evidence: Evidence, name: str, control: str, fine: str, unknown: str) -> Control:
+    """A control that is met where there is no such fault; `unknown` says why that can't be told, if it can't."""
     found = [each for each in evidence.variables.failing if each.control == control]
     if not found:
-        if needs and needs not in evidence.variables.asked:
-            return Control(name, None, f"{needs} was not asked")
-        return Control(name, 100, fine)
+        return Control(name, None, unknown) if unknown else Control(name, 100, fine)
     bad = any(each.level is Level.ERROR for each in found)
     words = "; ".join(f"{each.variable}: {each.message}" for each in found[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -125,27 +124,35 @@ def _from_faults(evidence: Evidence, name: str, control: str, fine: str, needs: 
 
 
 def _least_privilege(evidence: Evidence) -> Control:
+    missing = [service for service in ("postgres", "redis") if service not in evidence.variables.asked]
     return _from_faults(
-        evidence, "Credentials may do what they must and no more", "privilege", "no user has more rights than it needs"
-    )
+        evidence, "Credentials may do what they must and no more", "privilege",
+        "no user of Postgres or Redis has more rights than it needs",
+        f"{' and '.join(missing)} {'was' if len(missing) == 1 else 'were'} not asked" if missing else "",
+    )  # fmt: skip
 
 
 def _row_security(evidence: Evidence) -> Control:
     return _from_faults(
-        evidence, "Row-level security is on", "rls", "on for every table of the schemas oxherd and public", "postgres"
-    )
+        evidence, "Row-level security is on", "rls", "on for every table of the schemas oxherd and public",
+        "" if "postgres" in evidence.variables.asked else "postgres was not asked",
+    )  # fmt: skip
 
 
 def _encrypted_ways(evidence: Evidence) -> Control:
+    there = {row.variable for row in evidence.variables.rows if row.where}
     return _from_faults(
-        evidence, "What crosses public networks is encrypted", "tls", "TLS, or a private network, to Redis and Postgres"
-    )
+        evidence, "What crosses public networks is encrypted", "tls",
+        "TLS, or a private network, to Redis and Postgres",
+        "" if there & {"REDIS_URL", "DATABASE_URL"} else "neither REDIS_URL nor DATABASE_URL is set here",
+    )  # fmt: skip
 
 
 def _own_secrets(evidence: Evidence) -> Control:
     return _from_faults(
-        evidence, "Environments share no secrets", "sharing", "no value is the same in two of the places looked at"
-    )
+        evidence, "Environments share no secrets", "sharing", "no value is the same in two of the places looked at",
+        "" if evidence.variables.places > 1 else "only one environment was looked at (--file adds others)",
+    )  # fmt: skip
 
 
 def _rotated(evidence: Evidence) -> Control:

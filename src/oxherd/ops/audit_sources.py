@@ -159,6 +159,8 @@ def _inputs(
     try:
         listed = git_inputs(top, scope=GitScope(**scope), max_blob_size=LARGEST, skip_missing_blobs=True)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, OSError) as error:
+        if scope.get("since_commit"):
+            raise UsageError(f"--since {scope['since_commit']} is no commit that git knows here") from None
         if not staged:  # a bare repository and one without a commit have nothing staged to compare
             raise UsageError(
                 f"git's history can't be read: {type(error).__name__}", hint="`git fsck` says more"

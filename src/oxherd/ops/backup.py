@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from oxherd.app import build_store
-from oxherd.backup import facts, runs, sealing, tools
-from oxherd.backup.create import Server, look
+from oxherd.app import build_store, keys_of
+from oxherd.backup import catalogue, facts, jobs, restore, runs, sealing, tools
+from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
-from oxherd.errors import OxherdError
-from oxherd.settings import Settings
-from oxherd.store import AuditLine, Store
+from oxherd.clock import mono
+from oxherd.errors import OxherdError, ScheduleNotFound, UsageError
+from oxherd.ops import restore as restoring_
+from oxherd.ops.plan import Plan, Step
+from oxherd.queue.connection import Link
+from oxherd.queue.producer import NewJob
+from oxherd.queue.schedule import Repeat
+from oxherd.queue.timetable import Timetable
+from oxherd.settings import Secret, Settings
+from oxherd.store import AuditLine, Operation, Store
 
 T = TypeVar("T")
 
@@ -57,6 +64,105 @@ async def audited(store: Store | None, action: str, work: Awaitable[T], *, targe
         if store is not None:
             with contextlib.suppress(OxherdError):
                 await store.write_audit(AuditLine("cli", socket.gethostname(), action, done or target, {}, outcome))
+
+
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """A restore that can be shown, and then done: the plan, and the name that is typed to confirm it."""
+
+    plan: Plan
+    target: str
+    run: Callable[[Told, Callable[[Step], None], Callable[[str], None]], Awaitable[restoring_.Outcome]]
+
+
+async def unlocked(settings: Settings, name: str, identity: Sequence[Secret]) -> restore.Opened:
+    """A backup whose signature and keys fit. Raises BackupNotFound, BackupDamaged, UsageError."""
+    storage = open_storage(settings)
+    identities = sealing.identities_of(identity or settings.backup_identity)
+    found = await asyncio.to_thread(catalogue.load, storage, name)
+    found.check(runs.ring_of(settings))
+    return restore.unlock(found, storage, identities)
+
+
+async def restoring(
+    settings: Settings, backup: restore.Opened, *, into: str | None, table: str | None, queue: bool
+) -> Restoring:
+    """Plan a restore of the database, of a table, or of the queue. Raises UsageError, StoreUnreachable."""
+    name = backup.manifest.name
+    if queue:
+        if into or table:
+            raise UsageError("--queue restores the queue alone: leave out --into and --table")
+        jobs = (backup.manifest.queue or {}).get("jobs", 0)
+        step = Step("restore", f"queue {settings.job_queue_name}", f"{jobs} jobs, into an empty queue")
+
+        async def put(_told: Told, _done: Callable[[Step], None], note: Callable[[str], None]) -> restoring_.Outcome:
+            address = runs.database_of(settings) if settings.database_url else None
+            return await _kept(settings, name, restoring_.put_queue_back(backup, settings, address), note)
+
+        return Restoring(Plan((step,)), settings.job_queue_name, put)
+    target = await restoring_.look(settings, into)
+    shown = restoring_.plan(backup, target, restoring_.Outcome(), table=table)
+
+    async def run(told: Told, done: Callable[[Step], None], note: Callable[[str], None]) -> restoring_.Outcome:
+        outcome = restoring_.Outcome()
+        plan = restoring_.plan(backup, target, outcome, table=table, told=told)
+        work = restoring_.restore_database(backup, settings, target, plan, outcome, done)
+        return await _kept(settings, name, work, note)
+
+    return Restoring(shown, target.name, run)
+
+
+async def _kept(
+    settings: Settings, name: str, work: Awaitable[restoring_.Outcome], note: Callable[[str], None]
+) -> restoring_.Outcome:
+    """Do it; only then is the database's own history opened, since the database may just have been swapped."""
+    began = mono()
+    try:
+        outcome = await work
+    except OxherdError as error:
+        async with optional_store(settings, note) as store:
+            await runs.keep(store, Operation("restore", name, "failed", mono() - began, {"error": error.message}))
+        raise
+    figures = {
+        "database": outcome.database, "kept": outcome.kept, "rows": outcome.rows, "finished": len(outcome.finished),
+        "repeated": len(outcome.repeated), "rto_seconds": outcome.seconds,
+    }  # fmt: skip
+    async with optional_store(settings, note) as store:
+        await runs.keep(store, Operation("restore", name, "ok", outcome.seconds, figures))
+        if store is not None:
+            line = AuditLine("cli", socket.gethostname(), "restoreBackup", name, {"into": outcome.database}, 200)
+            with contextlib.suppress(OxherdError):
+                await store.write_audit(line)
+    return outcome
+
+
+async def set_schedules(
+    settings: Settings, wanted: Mapping[str, str | None], *, tz: str | None
+) -> list[dict[str, Any]]:
+    """Make the schedules of backups as they are wanted; those that are.
+
+    Parameters:
+        settings: where the queue is.
+        wanted: cron patterns by the job's name, None for the usual one; what is left out is removed.
+        tz: the time zone.
+    """
+    link = Link(settings.redis_url, "cli")
+    await link.start()
+    try:
+        timetable = Timetable(link, keys_of(settings))
+        found = []
+        for job, (schedule_id, pattern) in jobs.SCHEDULES.items():
+            if job in wanted:
+                opts = {"removeOnComplete": {"count": 30}, "removeOnFail": {"count": 30}}
+                repeat = Repeat(pattern=wanted[job] or pattern, tz=tz)
+                await timetable.put(schedule_id, repeat, NewJob(job, {}, opts))
+                found.append(await timetable.one(schedule_id))
+            else:
+                with contextlib.suppress(ScheduleNotFound):
+                    await timetable.remove(schedule_id)
+        return found
+    finally:
+        await link.stop()
 
 
 async def diagnose(settings: Settings) -> list[Finding]:

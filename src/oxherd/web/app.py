@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from oxherd.errors import UsageError
-from oxherd.web import approvals
+from oxherd.web import approvals, dashboard
 from oxherd.web.desk import Desk
 from oxherd.web.headers import SecurityHeaders
 from oxherd.web.problems import Problem
@@ -59,6 +59,7 @@ def routes(health: HealthReport, metrics: MetricsPage, desk: Desk) -> list[BaseR
         Route("/api/docs", docs),
         Route("/api/docs.css", docs_style),
         Route("/api/{rest:path}", api, methods=METHODS),
+        *dashboard.routes(desk),
         *(approvals.routes(desk.approvals) if desk.approvals is not None else ()),
     ]
 

@@ -206,7 +206,12 @@ def _shown(value: Any, depth: int = 0) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(_TREACHEROUS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """A text in which everything can be seen, in the order in which it is written."""
+    return _TREACHEROUS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _moment(wall_ms: int) -> str:

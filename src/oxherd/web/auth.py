@@ -70,8 +70,13 @@ class Gatekeeper:
         """Whether no token is set."""
         return self._tokens[Scope.ACT] is None
 
-    def admit(self, request: Request, needed: Scope) -> Identity:
+    def admit(self, request: Request, needed: Scope, *, csrf: str | None = None) -> Identity:
         """Who asks.
+
+        Parameters:
+            request: what they ask.
+            needed: what one must be allowed.
+            csrf: what a form carries in place of the header; None where the header counts.
 
         Raises:
             Problem: 401 for nobody, 403 for somebody who may not, 429 after too many wrong tokens.
@@ -80,7 +85,7 @@ class Gatekeeper:
         if needed is Scope.ACT and identity.scope is not Scope.ACT:
             raise Problem(403, "this login may read, not act", hint="use API_TOKEN instead of API_READ_TOKEN")
         if request.method not in SAFE:
-            self._check_origin(request, identity)
+            self._check_origin(request, identity, csrf)
         return identity
 
     def identify(self, request: Request) -> Identity:
@@ -134,7 +139,7 @@ class Gatekeeper:
         )  # nobody holds a session of no token
         return hmac.new(key, f"oxherd {purpose}\n{text}".encode(), hashlib.sha256).hexdigest()
 
-    def _check_origin(self, request: Request, identity: Identity) -> None:
+    def _check_origin(self, request: Request, identity: Identity, csrf: str | None) -> None:
         """Refuse what another site makes a browser send: with its cookie, or to this very machine."""
         if identity.actor not in {"session", "loopback"}:
             return
@@ -143,7 +148,7 @@ class Gatekeeper:
         if foreign or request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
             raise Problem(403, "the request comes from another site")
         if identity.csrf is not None:
-            self.check_csrf(identity, request.headers.get(CSRF_HEADER, ""))
+            self.check_csrf(identity, request.headers.get(CSRF_HEADER, "") if csrf is None else csrf)
 
     @staticmethod
     def check_csrf(identity: Identity, given: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from oxherd.errors import OxherdError
@@ -26,6 +27,21 @@ from oxherd.web.problems import Problem
 AUDIT_PATIENCE = 5.0  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a process brings to its desk.
+
+    Attributes:
+        agents: those of the product's own program: objects with `name` and `definition`.
+        hide: takes the process's own secrets out of a text.
+        variables: the names of those that it was given something for.
+    """
+
+    agents: Callable[[], Sequence[dict[str, Any]]]
+    hide: Callable[[str], str]
+    variables: frozenset[str]
+
+
 class Desk:
     """One queue's services.
 
@@ -37,7 +53,7 @@ class Desk:
         levels: how the queue is doing.
         gatekeeper: who may.
         approvals: the questions that jobs ask people, or None without a store.
-        agents: those of the product's own program: objects with `name` and `definition`.
+        process: what this process brings.
     """
 
     def __init__(
@@ -50,7 +66,7 @@ class Desk:
         levels: Levels,
         gatekeeper: Gatekeeper,
         approvals: Questions | None,
-        agents: Callable[[], Sequence[dict[str, Any]]],
+        process: Process,
     ) -> None:
         self.link = link
         self.keys = keys
@@ -59,7 +75,9 @@ class Desk:
         self.levels = levels
         self.gatekeeper = gatekeeper
         self.approvals = approvals
-        self.agents = agents
+        self.agents = process.agents
+        self.hide = process.hide
+        self.variables = process.variables
         self.producer = Producer(link, keys)
         self.admin = Admin(link, keys)
         self.letters = DeadLetters(self.admin)

@@ -115,6 +115,15 @@ class Endpoint:
             ask = Ask(desk, params, body, identity or NOBODY, request)
         except Problem as problem:
             return problem.response()
+        return await self.perform(ask, values)
+
+    async def perform(self, ask: Ask[Any, Any], values: Mapping[str, str]) -> Response:
+        """Answer somebody who may ask, and record what they did.
+
+        Parameters:
+            ask: the request.
+            values: from its path.
+        """
         response = await self._answered(ask)
         if self.scope is Scope.ACT:
             await self._record(ask, values, response.status_code)

@@ -269,3 +269,14 @@ def test_a_service_that_is_away_is_told_and_stops_nothing(installation, monkeypa
     assert done.exit_code == 3, done.output
     assert "redis could not be asked" in done.stderr
     assert "postgres could not be asked" in done.stderr
+
+
+def test_nothing_passes_that_was_not_looked_at():
+    table = audit_report.controls(evidence(variables=Inventory((), (), ()), operations=None))
+    known = {each.name for each in table if each.score is not None}
+    assert known == {
+        "No secret is in the repository, its history or its image",
+        "Customers' credentials are encrypted, with one key",
+        "The HTTP API asks who is there",
+        "Dependencies are locked, with hashes",
+    }

@@ -224,6 +224,8 @@ def test_only_commits_since_another_are_looked_at(repo):
     new, told = openrouter(), openrouter()
     repo.commit("new.env", f"KEY={new}\n", f"With {told}")
     assert set(values(look(repo.folder, Scope(since=base)))) == {new, told}
+    with pytest.raises(UsageError, match="--since nowhere is no commit"):
+        look(repo.folder, Scope(since="nowhere"))
 
 
 def test_a_local_env_file_that_git_ignores_is_where_secrets_belong(repo):

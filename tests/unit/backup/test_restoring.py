@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from backup_helpers import execute, value
+from typer.testing import CliRunner
+
+from oxherd.app import Service, build_store, keys_of, queue_client
+from oxherd.backup import jobs, queue, retention, runs
+from oxherd.backup.catalogue import Catalogue, Entry
+from oxherd.backup.storage import open_storage
+from oxherd.cli import app
+from oxherd.errors import ServiceRefused, UsageError
+from oxherd.herd import Herd
+from oxherd.ops import backup as ops
+from oxherd.queue.connection import Link
+from oxherd.queue.timetable import Timetable
+from oxherd.settings import TABLE
+
+DAY = 86_400_000
+
+
+def oxherd(settings, *words, typed=None):
+    """The command in this process, with these settings' variables."""
+    environ = {variable.name: None for variable in TABLE} | settings
+    return CliRunner().invoke(app, ["backup", *words], env=environ, input=typed)
+
+
+@pytest.fixture
+def variables(configured, tmp_path, keys, redis_url, queue_name):
+    return {
+        "REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name, "BACKUP_URL": str(tmp_path / "backups"),
+        "BACKUP_RECIPIENTS": keys[0], "BACKUP_IDENTITY": keys[1].reveal(),
+    }  # fmt: skip
+
+
+def test_a_live_database_is_swapped_only_after_its_name_was_typed(variables, oxherd_database_url):
+    url = oxherd_database_url
+    given = variables | {"DATABASE_URL": url}
+    name = url.rpartition("/")[2]
+    asyncio.run(
+        execute(
+            url, "create table mine (i int); insert into mine values (1); alter table mine enable row level security"
+        )
+    )
+    assert oxherd(given, "create").exit_code == 0
+    asyncio.run(execute(url, "insert into mine values (2)"))
+
+    shown = oxherd(given, "restore", "latest", "--dry-run")
+    assert f"what is live now stays as {name}_before_" in shown.output
+    wrong = oxherd(given, "restore", "latest", typed="another\n")
+    assert wrong.exit_code == 2
+    assert asyncio.run(value(url, "select count(*) from mine")) == 2
+
+    done = oxherd(given, "restore", "latest", "--json", "--confirm", name)
+    assert done.exit_code == 0, done.output
+    outcome = json.loads(done.stdout)["outcome"]
+    assert asyncio.run(value(url, "select count(*) from mine")) == 1
+    before = url.removesuffix(name) + outcome["kept"]
+    assert asyncio.run(value(before, "select count(*) from mine")) == 2
+    assert asyncio.run(value(url, "select count(*) from oxherd.operations where kind = 'restore'")) == 1
+    asyncio.run(execute(url.removesuffix(name) + "postgres", f'drop database "{outcome["kept"]}"'))
+
+
+def test_a_missing_database_is_made_and_a_url_on_the_command_line_is_refused(variables, shop, postgres):
+    given = variables | {"DATABASE_URL": shop}
+    assert oxherd(given, "create", "--no-queue").exit_code == 0
+    assert oxherd(given, "restore", "latest", "--into", shop).exit_code == 2
+    done = oxherd(given, "restore", "latest", "--into", "made_anew", "--confirm", "made_anew")
+    assert done.exit_code == 0, done.output
+    assert asyncio.run(value(shop.removesuffix("shop") + "made_anew", "select count(*) from shop.customers")) == 100
+    postgres.drop_database("made_anew")
+
+
+async def test_the_queue_comes_back_and_what_ended_after_the_backup_is_not_run_again(
+    configured, variables, oxherd_database_url
+):
+    settings = configured(**variables, DATABASE_URL=oxherd_database_url)
+    async with queue_client(settings) as (producer, admin):
+        ids = [await producer.add("oxherd.echo", {"n": n}) for n in range(5)]
+        await producer.add("oxherd.echo", {"n": "later"}, delay=3_600_000)
+        await producer.add("oxherd.echo", {"n": "urgent"}, priority=3)
+        link = producer._link
+        keys = keys_of(settings)
+        await link.call(b"RPOPLPUSH", keys.wait, keys.active)  # a worker took the first
+        made = await runs.take(settings, None)
+        assert made.queue["jobs"] == 7
+        await execute(oxherd_database_url, ENDED.format(queue=keys.queue, job=ids[1]))
+        backup = await ops.unlocked(settings, "latest", ())
+        with pytest.raises(UsageError, match="not empty"):
+            await ops.restoring_.put_queue_back(backup, settings, runs.database_of(settings))
+        await link.call(b"FLUSHDB")
+        outcome = await ops.restoring_.put_queue_back(backup, settings, runs.database_of(settings))
+        assert [row["job_id"] for row in outcome.finished] == [ids[1]]
+        assert outcome.interrupted == [ids[0]]
+        counts = await admin.counts()
+        assert (counts["wait"], counts["completed"], counts["delayed"], counts["prioritized"]) == (4, 1, 1, 1)
+        assert (await admin.job(ids[1]))["returnvalue"] == {"kept": True}
+    service = Service(settings, Herd(), store=None)
+    await service.start()
+    try:
+        async with queue_client(settings) as (_, admin), asyncio.timeout(20):
+            while (await admin.counts())["completed"] < 6:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await service.close()
+
+
+ENDED = """
+    insert into oxherd.runs (id, queue, job_id, name, status, fence, attempt, attempts, worker, input, output,
+        enqueued_at, started_at, finished_at, model_calls, input_tokens, output_tokens)
+    values ('{queue}/{job}@1', '{queue}', '{job}', 'oxherd.echo', 'completed', 1, 1, 1, 'w', '{{}}',
+        '{{"kept": true}}', now(), now(), now() + interval '1 second', 0, 0, 0)
+"""
+
+
+def test_each_job_gets_one_place():
+    places = {
+        "wait": [b"1", b"2", b"2", b"gone"], "active": [b"1", b"3"],
+        "completed": [b"2", b"100"], "delayed": [b"4", b"99"],
+    }  # fmt: skip
+    known = {b"1": 0, b"2": 100, b"3": 0, b"4": 0, b"astray": 0, b"done": 7}
+    made = queue.placed(places, known, {b"4": queue.Ended("failed", 200, b"boom")})
+    assert made.wait == [b"astray", b"1", b"3"]
+    assert made.interrupted == [b"1", b"3"]
+    assert made.scored["completed"] == [(b"2", b"100")]
+    assert made.scored["failed"] == [(b"4", b"200")]
+    assert made.scored["delayed"] == []
+    assert made.lost == [b"gone"]
+
+
+async def test_one_of_many_workers_takes_each_scheduled_backup(configured, variables, oxherd_database_url):
+    settings = configured(**variables, DATABASE_URL=oxherd_database_url, PORT="0")
+    found = await ops.set_schedules(settings, {jobs.CREATE: None, jobs.VERIFY: None}, tz="Europe/Vienna")
+    assert [each["id"] for each in found] == ["oxherd-backup", "oxherd-backup-verify"]
+    again = await ops.set_schedules(settings, {jobs.CREATE: "*/30 * * * *"}, tz=None)
+    assert [(each["id"], each["pattern"]) for each in again] == [("oxherd-backup", "*/30 * * * *")]
+    stores = [build_store(settings) for _ in range(2)]
+    services = [Service(settings, Herd(), store=store) for store in stores]
+    link = Link(settings.redis_url, "test")
+    await link.start()
+    try:
+        for service in services:
+            await service.start()
+        await Timetable(link, keys_of(settings)).run_now("oxherd-backup")
+        async with queue_client(settings) as (_, admin), asyncio.timeout(30):
+            while (await admin.counts())["completed"] < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        (done,) = await stores[0].operations("backup", limit=5)
+        assert done["outcome"] == "ok"
+    finally:
+        await link.stop()
+        for service in services:
+            await service.close()
+
+
+def entry(days, *, verified=None, now=1_800_000_000_000):
+    name = f"b{10_000 - days:05}"
+    report = None if verified is None else {"ok": verified}
+    return Entry(SimpleNamespace(name=name, taken_at=now - days * DAY, stored=1), (f"{name}/manifest.json",), report)
+
+
+def test_seven_days_five_weeks_and_twelve_months_are_kept_and_the_last_verified_one():
+    entries = [entry(day, verified=True if day == 399 else None) for day in range(400)]
+    made = retention.plan(Catalogue(tuple(entries), ("stray/x",)))
+    kept = {each.name: why for each, why in made.keep}
+    assert sum("daily" in why for why in kept.values()) == 7
+    assert sum("weekly" in why for why in kept.values()) == 5
+    assert sum("monthly" in why for why in kept.values()) == 12
+    assert kept[entry(399).name] == "the last verified"
+    assert len(made.drop) == 400 - len(kept)
+    assert made.drop[0].name < made.drop[-1].name
+
+
+async def test_a_delete_that_a_lock_refuses_is_said_and_the_rest_goes_on(configured, shop, monkeypatch):
+    settings = configured(DATABASE_URL=shop)
+    made = [await runs.take(settings, None, with_queue=False) for _ in range(2)]
+    storage = open_storage(settings)
+    delete = storage.delete
+
+    def refuse(name):
+        if made[0].name in name:
+            raise ServiceRefused("an object lock is on it")
+        delete(name)
+
+    monkeypatch.setattr(storage, "delete", refuse)
+    found = await runs.due(storage)
+    entries = [*found.drop, *(each for each, _ in found.keep)]
+    told = await runs.clear(storage, retention.Plan((), tuple(entries), ()))
+    assert told == [f"{made[0].name}: an object lock is on it"]
+    assert {each.name.partition("/")[0] for each in storage.objects()} == {made[0].name}
