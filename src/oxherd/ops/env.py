@@ -25,7 +25,7 @@ NEEDED = ("REDIS_URL", "STORE")
 KNOWN = {variable.name: variable for variable in TABLE}
 SHORTEST = 16  # characters of a secret that nobody chose by hand
 LEAST_DISTINCT = 8  # different characters in one that was drawn by lot
-_PLACEHOLDER = re.compile(r"your[-_]|change[-_]?me|placeholder|example\.com|xxxx|<[^>]*>|\.\.\.|todo", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"your[-_]|change[-_]?me|placeholder|example\.com|xxxx|<[^>]*>|\.\.\.", re.IGNORECASE)
 _LINE = re.compile(r"""^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\n]*?)\s*$""")
 _DOCKER = re.compile(r"^\s*(?:ENV|ARG)\s+(.+)$", re.MULTILINE | re.IGNORECASE)
 _PAIR = re.compile(r"""([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\S*)""")
