@@ -100,16 +100,10 @@ async def port_that_nobody_asks(service):
     return service.deploy()
 
 
-async def no_redis(service):
-    service.write(REDIS_URL="redis://127.0.0.1:9/0")
-    return service.deploy()
-
-
 BAD = {
     missing_variable: Cause.VARIABLE,
     crash_on_import: Cause.IMPORT,
     port_that_nobody_asks: Cause.HEALTHCHECK,
-    no_redis: Cause.REDIS,
 }
 
 

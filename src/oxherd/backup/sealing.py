@@ -19,7 +19,7 @@ from oxherd.backup.storage import INSTALL, Storage
 from oxherd.errors import BackupDamaged, UsageError
 from oxherd.settings import Secret
 
-PART = 16 << 20  # bytes of a part
+PART = 8 << 20  # bytes of a part
 CHUNK = 1 << 20  # bytes that are read at once
 UNDER_WAY = 2  # parts that are uploaded or fetched at the same time
 LEVEL = 1  # on dumps zstd's level 3 is slower and no smaller

@@ -25,6 +25,7 @@ from oxherd.cli import (
     env,
     gate,
     jobs,
+    rotate,
     runs,
     slo,
     spend,
@@ -99,6 +100,7 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.command(epilog=rotate.EXAMPLES)(rotate.rotate)
 app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")
 

@@ -250,7 +250,7 @@ def _looked_at(
 ) -> tuple[str, Mapping[str, Secret], list[str], list[str]]:
     """A place's name, its values, names that are there twice, and names that are sealed."""
     from oxherd.app import run_loop
-    from oxherd.settings import Secret
+    from oxherd.settings import Secret, child_environ
 
     if railway and from_file is not None:
         raise UsageError("--railway and --from-file are two places", hint="compare them with: oxherd env diff")
@@ -260,7 +260,7 @@ def _looked_at(
     if from_file is not None:
         values, twice = _given(from_file)
         return from_file.name, values, twice, []
-    return HERE, {name: Secret(value) for name, value in os.environ.items()}, [], []
+    return HERE, {name: Secret(value) for name, value in child_environ({}).items()}, [], []
 
 
 async def _on_railway(service: str, environment: str) -> tuple[Place, dict[str, Secret], list[str]]:
