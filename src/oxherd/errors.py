@@ -12,6 +12,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   └── ServiceUnreachable      a service around the worker, such as Sentry, did not answer
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── ServiceRefused              a service around the worker, such as Sentry, refused              3
+├── RotationStopped             a secret's rotation can't go on as things are                     1
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
@@ -130,9 +131,21 @@ class ServiceUnreachable(Unreachable):
 
 
 class ServiceRefused(OxherdError):
-    """A service around the worker, such as Sentry, refused; the message has its words."""
+    """A service around the worker, such as Sentry, refused; the message has its words.
+
+    Parameters:
+        status: the HTTP status, 0 where there was none.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class RotationStopped(OxherdError):
+    """A secret's rotation can't go on as things are; nothing that was done is lost."""
 
 
 class RedisRefused(OxherdError):

@@ -603,6 +603,43 @@ TABLE: tuple[Variable, ...] = (
         "What Sentry calls this version of your code; the commit, else Oxherd's version, when unset.",
     ),
     Variable(
+        "OPENROUTER_MANAGEMENT_KEY", "text", _secret, None, True, "`oxherd rotate OPENROUTER_API_KEY`",
+        "A management key of OpenRouter: makes and deletes keys, and can't pay for a model call. Not for workers.",
+    ),
+    Variable(
+        "SUPABASE_ACCESS_TOKEN", "text", _secret, None, True,
+        "`oxherd rotate SUPABASE_SERVICE_ROLE_KEY`, and `DATABASE_URL` on Supabase",
+        "A personal access token of Supabase, for its Management API. Not for workers.",
+    ),
+    Variable(
+        "SUPABASE_PROJECT_REF", "text", str, "", False, "nobody",
+        "The project's ref, 20 letters, where SUPABASE_URL is a domain of your own.",
+    ),
+    Variable(
+        "SUPABASE_API_URL", "URL (http, https)", _http_url, "https://api.supabase.com", False, "nobody",
+        "Where Supabase's Management API is.",
+    ),
+    Variable(
+        "UPSTASH_EMAIL", "text", str, "", False, "`oxherd rotate REDIS_URL` on Upstash",
+        "The account that UPSTASH_API_KEY belongs to.",
+    ),
+    Variable(
+        "UPSTASH_API_KEY", "text", _secret, None, True, "`oxherd rotate REDIS_URL` on Upstash",
+        "A key of Upstash's Developer API. Not for workers.",
+    ),
+    Variable(
+        "UPSTASH_API_URL", "URL (http, https)", _http_url, "https://api.upstash.com/v2", False, "nobody",
+        "Where Upstash's Developer API is.",
+    ),
+    Variable(
+        "REDIS_ADMIN_URL", "URL (redis, rediss, unix)", parse_redis_url, None, True, "nobody",
+        "A login that may change Redis's users, for `oxherd rotate REDIS_URL` where that of REDIS_URL may not.",
+    ),
+    Variable(
+        "DATABASE_ADMIN_URL", "URL (postgresql)", _postgres_url, None, True, "`oxherd rotate DATABASE_URL`",
+        "A login of the same Postgres that may make roles. Not for workers.",
+    ),
+    Variable(
         "RAILWAY_TOKEN", "text", _secret, None, True,
         "`oxherd deploy` and `oxherd env`, unless RAILWAY_API_TOKEN is set",
         "A project token of Railway: good for one environment of one project, and preferred.",
@@ -720,6 +757,15 @@ class Settings:
     sentry_traces_sample_rate: float
     sentry_environment: str
     sentry_release: str
+    openrouter_management_key: Secret | None
+    supabase_access_token: Secret | None
+    supabase_project_ref: str
+    supabase_api_url: str
+    upstash_email: str
+    upstash_api_key: Secret | None
+    upstash_api_url: str
+    redis_admin_url: RedisTarget | None
+    database_admin_url: Secret | None
     railway_token: Secret | None
     railway_api_token: Secret | None
     railway_project_id: str

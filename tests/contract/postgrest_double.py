@@ -58,6 +58,8 @@ class PostgrestDouble(AbstractAsyncContextManager):
     database_url: str
     exposed: tuple[str, ...] = ("public", "oxherd")
     requests: list[str] = field(default_factory=list)
+    secret_keys: set[str] = field(default_factory=lambda: {SECRET_KEY})
+    jwts: dict[str, str] = field(default_factory=lambda: dict(ROLES_OF_JWTS))
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64_000_000)
@@ -85,7 +87,7 @@ class PostgrestDouble(AbstractAsyncContextManager):
             return web.json_response(body, status=503, headers={"Retry-After": "1"})
 
     async def _answer(self, request: web.Request) -> str:
-        role = role_of(request)
+        role = self._role_of(request)
         if not request.path.startswith("/rest/v1/"):
             raise Refusal(404, None, "no Route matched with those values")
         schema = self._schema(request)
@@ -112,31 +114,30 @@ class PostgrestDouble(AbstractAsyncContextManager):
             )  # fmt: skip
         return schema
 
+    def _role_of(self, request: web.Request) -> str:
+        """The gateway's part: a secret key is swapped for its role; a JWT counts only as a bearer token."""
+        key, bearer = request.headers.get("apikey"), request.headers.get("Authorization")
+        if key is not None and key in self.secret_keys:
+            if bearer not in {None, f"Bearer {key}"}:
+                raise Refusal(401, None, "Invalid API key")
+            if "Mozilla" in request.headers.get("User-Agent", ""):
+                raise Refusal(401, None, "Forbidden use of secret API key in browser")
+            return "service_role"
+        if key not in self.jwts:
+            raise Refusal(401, None, "Invalid API key", "Double check your Supabase `anon` or `service_role` API key.")
+        if bearer is None:
+            return "anon"
+        if (token := bearer.removeprefix("Bearer ")) not in self.jwts:
+            raise Refusal(401, "PGRST301", "No suitable key or wrong key type")
+        return self.jwts[token]
+
     def _database_said(self, request: web.Request, error: asyncpg.PostgresError) -> web.Response:
         state = error.sqlstate or "XX000"
         body = {"code": state, "message": error.message, "details": error.detail, "hint": error.hint}
         status = STATUS_OF_STATE.get(state) or STATUS_OF_CLASS.get(state[:2], 400)
         if state == "42501":
-            status = 401 if role_of(request) == "anon" else 403
+            status = 401 if self._role_of(request) == "anon" else 403
         return web.json_response(body, status=status)
-
-
-def role_of(request: web.Request) -> str:
-    """The gateway's part: a secret key is swapped for its role; a JWT counts only as a bearer token."""
-    key, bearer = request.headers.get("apikey"), request.headers.get("Authorization")
-    if key == SECRET_KEY:
-        if bearer not in {None, f"Bearer {SECRET_KEY}"}:
-            raise Refusal(401, None, "Invalid API key")
-        if "Mozilla" in request.headers.get("User-Agent", ""):
-            raise Refusal(401, None, "Forbidden use of secret API key in browser")
-        return "service_role"
-    if key not in ROLES_OF_JWTS:
-        raise Refusal(401, None, "Invalid API key", "Double check your Supabase `anon` or `service_role` API key.")
-    if bearer is None:
-        return "anon"
-    if (token := bearer.removeprefix("Bearer ")) not in ROLES_OF_JWTS:
-        raise Refusal(401, "PGRST301", "No suitable key or wrong key type")
-    return ROLES_OF_JWTS[token]
 
 
 async def call(connection: asyncpg.Connection, request: web.Request, schema: str, name: str) -> str:

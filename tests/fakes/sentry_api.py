@@ -6,17 +6,16 @@ requests; lists come in pages.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from functools import cache
-from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
-from jsonschema import Draft202012Validator
 
-CONTRACT = Path(__file__).resolve().parents[3] / "shared" / "contracts" / "sentry.openapi.json"
+from fakes.contract import Contract
+
+PUBLISHED = Contract("sentry.openapi.json")
+CONTRACT = PUBLISHED.path
 PAGE = 2
 Body = dict[str, Any]
 
@@ -41,47 +40,9 @@ def camel(value: Any) -> Any:
             return value
 
 
-def _nullable(schema: Any) -> Any:
-    """OpenAPI 3.0's `nullable` in the words of JSON schema."""
-    if isinstance(schema, list):
-        return [_nullable(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: _nullable(each) for key, each in schema.items() if key != "nullable"}
-    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
-
-
-@cache
-def published() -> Body | None:
-    return json.loads(CONTRACT.read_text()) if CONTRACT.exists() else None
-
-
-def operation(method: str, path: str) -> Body | None:
-    """The published operation for a path, or None where there is none."""
-    contract = published()
-    assert contract is not None
-    for pattern, operations in contract["paths"].items():
-        if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", pattern), path) and method.lower() in operations:
-            return operations[method.lower()]
-    return None
-
-
 def faults(method: str, path: str, body: Body) -> list[str]:
     """What the published schema has against a request's body."""
-    found = operation(method, path)
-    if found is None:
-        return [f"no such operation: {method} {path}"]
-    contract = published()
-    assert contract is not None
-    (content,) = found["requestBody"]["content"].values()
-    schema = {**_nullable(content["schema"]), "components": _nullable(contract["components"])}
-    said = [
-        f"{'/'.join(map(str, each.path))}: {each.message}" for each in Draft202012Validator(schema).iter_errors(body)
-    ]
-    known = content["schema"]
-    while "$ref" in known:
-        known = contract["components"]["schemas"][known["$ref"].rpartition("/")[2]]
-    return said + [f"{name}: is not known" for name in body if name not in known["properties"]]
+    return PUBLISHED.faults(method, path, body)
 
 
 class FakeSentry:

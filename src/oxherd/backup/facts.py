@@ -72,8 +72,10 @@ CATALOG: Mapping[str, str] = {
         where a.attnum > 0 and not a.attisdropped and r.relkind in ('r', 'p') and {wanted} and not {member_r}""",
 }
 
+# The first superuser (10) owns things without an entry in pg_shdepend.
 ROLES = """
-    select distinct a.rolname from pg_catalog.pg_shdepend s join pg_catalog.pg_roles a on a.oid = s.refobjid
+    select rolname from pg_catalog.pg_roles where oid = 10
+    union select a.rolname from pg_catalog.pg_shdepend s join pg_catalog.pg_roles a on a.oid = s.refobjid
     where s.refclassid = 'pg_catalog.pg_authid'::regclass and s.deptype in ('o', 'a', 'r')
         and s.dbid = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
         and a.rolname !~ '^pg_'
@@ -86,7 +88,7 @@ STAND_INS = """
     from pg_catalog.pg_extension e
     join pg_catalog.pg_depend d on d.refobjid = e.oid and d.deptype = 'e' and d.classid = 'pg_catalog.pg_proc'::regclass
     join pg_catalog.pg_proc f on f.oid = d.objid join pg_catalog.pg_namespace n on n.oid = f.pronamespace
-    where f.prokind = 'f' and e.extname <> 'plpgsql' and f.prorettype < 16384 and f.oid >= 16384
+    where f.prokind = 'f' and not f.proretset and e.extname <> 'plpgsql' and f.prorettype < 16384 and f.oid >= 16384
         and not exists (select from unnest(f.proargtypes) type where type >= 16384)
         and not exists (select from unnest(array_append(f.proargtypes::oid[], f.prorettype)) type
             where type in (2281, 2276, 2278, 2279))

@@ -33,5 +33,5 @@ async def prove(settings: Settings, store: Store | None) -> dict[str, Any]:
     report = await runs.prove(settings, store)
     if not report.ok:
         faults = "; ".join(f"{check.name}: {check.detail}" for check in report.checks if not check.ok)
-        raise BackupFailed(f"{report.backup} is not proven: {faults}"[:2000], hint="docs/runbooks/backup-old.md")
+        raise BackupFailed(f"{report.backup} is not proven: {faults}"[:2000], hint="docs/runbooks/backup-unproven.md")
     return {"name": report.backup, "rto_seconds": report.rto_seconds, "rpo_seconds": report.rpo_seconds}

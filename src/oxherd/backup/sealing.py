@@ -19,7 +19,7 @@ from oxherd.backup.storage import INSTALL, Storage
 from oxherd.errors import BackupDamaged, UsageError
 from oxherd.settings import Secret
 
-PART = 16 << 20  # bytes of a part
+PART = 8 << 20  # bytes of a part
 CHUNK = 1 << 20  # bytes that are read at once
 UNDER_WAY = 2  # parts that are uploaded or fetched at the same time
 LEVEL = 1  # on dumps zstd's level 3 is slower and no smaller
@@ -101,6 +101,20 @@ def identities_of(secrets: Sequence[Secret]) -> list[Any]:
                 hint="it begins with AGE-SECRET-KEY-1",
             ) from None
     return found
+
+
+def lock(text: str, passphrase: Secret) -> bytes:
+    """Encrypt a text to a passphrase, in age's own format, which its `age --decrypt` opens too. Takes a second."""
+    return bytes(_age().passphrase.encrypt(text.encode(errors="surrogateescape"), passphrase.reveal(), armored=True))
+
+
+def unlock(data: bytes, passphrase: Secret) -> str:
+    """Open what `lock` made. Raises UsageError where the passphrase is another, or the data damaged."""
+    age = _age()
+    try:
+        return bytes(age.passphrase.decrypt(data, passphrase.reveal())).decode(errors="surrogateescape")
+    except (age.DecryptError, ValueError):
+        raise UsageError("the file does not open: another passphrase, or it is damaged") from None
 
 
 def new_identity() -> tuple[str, Secret]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 900.0  # seconds for which a part is tried again before the whole upload is given up
 PAUSES = (1.0, 30.0)  # seconds between two tries
-REQUEST = "120s"  # for one request; a part is 16 MiB
+REQUEST = "120s"  # for one request; a part is 8 MiB
 INSTALL = "pip install 'oxherd[backup]'"
 
 
@@ -64,7 +64,7 @@ class Storage:
         deadline, pause = time.monotonic() + self._patience, PAUSES[0]
         while True:
             try:
-                obstore.put(self._store, name, bytes(data), use_multipart=False)
+                obstore.put(self._store, name, data, use_multipart=False)
                 return
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
                 raise self._refused(name, error) from None

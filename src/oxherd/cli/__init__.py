@@ -22,8 +22,10 @@ from oxherd.cli import (
     deploy,
     dev,
     enqueue,
+    env,
     gate,
     jobs,
+    rotate,
     runs,
     slo,
     spend,
@@ -92,11 +94,13 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(gate.app, name="gate")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(env.app, name="env")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.command(epilog=rotate.EXAMPLES)(rotate.rotate)
 app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")
 

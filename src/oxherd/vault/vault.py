@@ -140,6 +140,10 @@ class Vault:
             for row in page:
                 yield row
 
+    async def count(self) -> int:
+        """How many credentials there are, whoever sealed them."""
+        return sum((await self._rows.count_credentials()).values())
+
     async def rewrap(self, tell: Callable[[int, int], None], *, page: int = PAGE) -> Rewrapped:
         """Seal with the active key whatever another one seals.
 
@@ -157,6 +161,27 @@ class Vault:
             result.done += done
             result.left = await self._left()
         return result
+
+    async def check(self, tell: Callable[[int], None], *, page: int = PAGE) -> Sequence[tuple[str, str, str]]:
+        """Open every credential, and forget what was in it.
+
+        Parameters:
+            tell: called with how many were opened, after each page.
+            page: how many are read at once.
+
+        Returns:
+            Tenant, name and why for those that can't be opened.
+        """
+        faults, seen = [], 0
+        async for rows in self._pages(page):
+            for row in rows:
+                try:
+                    self._ring.open(row.envelope, _bound_to(row.tenant, row.name))
+                except VaultError as error:
+                    faults.append((row.tenant, row.name, error.message))
+            seen += len(rows)
+            tell(seen)
+        return faults
 
     async def _pass(self, result: Rewrapped, tell: Callable[[int, int], None], total: int, size: int) -> int:
         done, result.faults = 0, []

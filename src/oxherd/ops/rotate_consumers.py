@@ -1,0 +1,197 @@
+"""Whoever uses a secret, and how they get another: services on Railway, and all else by hand."""
+
+from __future__ import annotations
+
+import shlex
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oxherd.cloud.railway import OVER, Deployment, Place, Railway
+from oxherd.errors import RotationStopped
+from oxherd.ops.rotate import Consumers, Person
+from oxherd.ops.rotate_state import write_privately
+from oxherd.settings import Secret
+
+APPEARS = 120.0  # seconds within which a deployment that was asked for is listed
+SERVES = 1800.0  # seconds for a build, a start and the end of what ran before
+LOOK = 2.0  # seconds between looks; more where Railway's limit is near
+
+
+class OnRailway:
+    """Services on Railway: their variables in one call, one deployment each, watched until nothing old runs.
+
+    Parameters:
+        api: Railway.
+        places: the services.
+        tell: is told what happens.
+    """
+
+    def __init__(self, api: Railway, places: Sequence[Place], tell: Callable[[str], None]) -> None:
+        self._api = api
+        self._places = places
+        self._tell = tell
+
+    async def look(self, names: tuple[str, ...]) -> str:
+        """See Consumers."""
+        for place in self._places:
+            written = await self._api.variables(place, unrendered=True)
+            if refers := [name for name in names if name in written and "${{" in written[name].reveal()]:
+                raise RotationStopped(
+                    f"{', '.join(refers)} of {place} refers to a variable of another service: a value written there "
+                    "would cut that tie",
+                    hint="give --service the one that the reference names, and rotate it there",
+                )
+        where = ", ".join(map(str, self._places))
+        return f"write {' and '.join(names)} of {where} without deploying, redeploy once, watch until only that runs"
+
+    async def current(self, name: str) -> Secret | None:
+        """See Consumers."""
+        found = [values[name] for place in self._places if name in (values := await self._api.variables(place))]
+        if any(each != found[0] for each in found):
+            raise RotationStopped(f"the services have different values of {name}", hint="rotate one service at a time")
+        return found[0] if found and found[0].reveal() else None
+
+    async def give(self, values: Mapping[str, Secret], memo: dict[str, Any], keep: Callable[[], None]) -> None:
+        """See Consumers. A deployment that fails is forgotten, so that the next try makes another."""
+        for place in self._places:
+            mine = memo.setdefault(place.service_id, {})
+            if mine.get("serves"):
+                continue
+            if "before" not in mine:
+                await self._api.write_variables(place, values, skip_deploys=True)
+                mine["before"] = await self._newest(place)
+                keep()
+            if "deployment" not in mine:
+                mine["deployment"] = await self._deploy(place, mine)
+                keep()
+            self._tell(f"{place}: deployment {mine['deployment']}")
+            try:
+                await self._only_it_serves(place, mine["deployment"])
+            except RotationStopped:
+                mine.clear()
+                keep()
+                raise
+            mine["serves"] = True
+            keep()
+
+    async def _newest(self, place: Place) -> str:
+        found = await self._api.deployments(place, limit=1)
+        return found[0].id if found else ""
+
+    async def _deploy(self, place: Place, mine: dict[str, Any]) -> str:
+        # Whatever is newer than the write has the new values, whoever asked for it: also we, before we died.
+        if (newest := await self._newest(place)) != mine["before"]:
+            return newest
+        await self._api.redeploy(place)
+        waited = 0.0
+        while (newest := await self._newest(place)) == mine["before"]:
+            if waited >= APPEARS:
+                raise RotationStopped(f"Railway was asked to redeploy {place} and lists no new deployment")
+            waited += await self._pause()
+        return newest
+
+    async def _only_it_serves(self, place: Place, id: str) -> None:  # noqa: A002  the API's word
+        waited = 0.0
+        while True:
+            now = await self._api.deployment(id)
+            if now.status in OVER or now.status == "NEEDS_APPROVAL" or (now.status == "SUCCESS" and now.stopped):
+                raise _no_good(place, now)
+            if now.is_serving:
+                active = (await self._api.service_instance(place)).active
+                if {each.id for each in active} <= {id}:
+                    return
+            if waited >= SERVES:
+                raise _no_good(place, now)
+            waited += await self._pause()
+
+    async def _pause(self) -> float:
+        seconds = self._api.pace(LOOK)
+        await self._api.sleep(seconds)
+        return seconds
+
+
+def _no_good(place: Place, now: Deployment) -> RotationStopped:
+    return RotationStopped(
+        f"{place}: the deployment {now.id} with the new value is {now.status}, not serving",
+        hint="`oxherd deploy status` says why",
+    )
+
+
+class ByHand:
+    """Everything else: the values go into a file, and a person says when all that use them run with them.
+
+    Parameters:
+        target: the file, 0600, removed in the end; or a named pipe, into which they are written.
+        person: who does it.
+        tell: is told what to do. Never a value.
+    """
+
+    def __init__(self, target: Path, person: Person, tell: Callable[[str], None]) -> None:
+        self._target = target
+        self._person = person
+        self._tell = tell
+
+    async def look(self, names: tuple[str, ...]) -> str:
+        """See Consumers."""
+        return f"put {' and '.join(names)} into {self._target} for you to set wherever they are used, and wait for you"
+
+    async def current(self, name: str) -> Secret | None:  # noqa: ARG002  nobody knows
+        """See Consumers."""
+        return None
+
+    async def give(self, values: Mapping[str, Secret], memo: dict[str, Any], keep: Callable[[], None]) -> None:
+        """See Consumers."""
+        names, again = " and ".join(values), memo.get("told", False)
+        if not again or not self._target.exists():
+            self._write(values)
+            memo["told"] = True
+            keep()
+        self._tell(f"Set {names} wherever it is used, as {self._target} has it, and restart what uses it.")
+        if not self._person.confirms(f"Does everything that uses {names} run with that?", again=again):
+            raise RotationStopped(f"{names} waits for you to set it", hint="once it is set everywhere, add --done")
+        if not _is_pipe(self._target):
+            self._target.unlink(missing_ok=True)
+
+    def _write(self, values: Mapping[str, Secret]) -> None:
+        text = "".join(f"{name}={shlex.quote(value.reveal())}\n" for name, value in values.items()).encode()
+        if _is_pipe(self._target):
+            with self._target.open("wb") as pipe:
+                pipe.write(text)
+        else:
+            write_privately(self._target, text)
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+class Several:
+    """One kind of consumers after the other."""
+
+    def __init__(self, parts: Mapping[str, Consumers]) -> None:
+        self._parts = parts
+
+    async def look(self, names: tuple[str, ...]) -> str:
+        """See Consumers."""
+        return "; then ".join([await each.look(names) for each in self._parts.values()])
+
+    async def current(self, name: str) -> Secret | None:
+        """See Consumers."""
+        for each in self._parts.values():
+            if (value := await each.current(name)) is not None:
+                return value
+        return None
+
+    async def give(self, values: Mapping[str, Secret], memo: dict[str, Any], keep: Callable[[], None]) -> None:
+        """See Consumers."""
+        for kind, each in self._parts.items():
+            part = memo.setdefault(kind, {})
+            if not part.get("over"):
+                await each.give(values, part, keep)
+                part["over"] = True
+                keep()

@@ -1,0 +1,230 @@
+"""ENCRYPTION_KEY: both keys live in every worker, all rows sealed anew while jobs run, then the old one goes."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from oxherd.app import build_store, keys_of, queue_client
+from oxherd.errors import JobNotFound, RotationStopped
+from oxherd.job import State
+from oxherd.ops.rotate import AGAIN, Rotation, Scene, Words
+from oxherd.ops.rotate_redis import linked
+from oxherd.ops.rotate_state import Stage
+from oxherd.queue.producer import Producer
+from oxherd.settings import Secret, Settings
+from oxherd.vault.crypto import Key
+from oxherd.vault.keyring import KeyRing
+from oxherd.vault.payload import seal_field
+from oxherd.vault.vault import Vault
+
+NAME, PREVIOUS = "ENCRYPTION_KEY", "ENCRYPTION_KEYS_PREVIOUS"
+PAGE = 1000  # rows in one statement
+PROBES = 3  # jobs that a worker opens to prove a key
+JOB = "oxherd.echo"
+
+
+class EncryptionKey(Rotation):
+    """See the module.
+
+    Parameters:
+        scene: what every rotation works with.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(NAME, scene)
+        self.names = (NAME, PREVIOUS)
+
+    async def look(self) -> Words:
+        """See Rotation."""
+        if not self.progress.old:
+            await self.old_value(self.scene.settings.encryption_key)
+        switched = await self.scene.consumers.look(self.names)
+        async with self._vault(self.scene.settings.encryption_key, ()) as vault:
+            rows = "no database is configured: no rows" if vault is None else f"{await vault.count():,} rows"
+        return {
+            Stage.NEW: "32 random bytes",
+            Stage.INSTALL: f"put it into {PREVIOUS}, so that every worker can open what it seals: {switched}",
+            Stage.PROVE: f"run {PROBES} jobs with a field that the new key sealed, and {PROBES} with the old one's",
+            Stage.SWITCH: f"seal all credentials with the new key while workers read them ({rows}), open each of them, "
+            f"then make it {NAME} and the old one the first of {PREVIOUS}: {switched}",
+            Stage.RETIRE: "seal what was put meanwhile; stop while an unfinished job or a schedule has a field that "
+            f"the old key sealed; then remove it from {PREVIOUS}: {switched}. Links to answer questions that were sent "
+            "before the switch end here",
+            Stage.BURY: "see that no consumer has the old key, and that all rows open without it",
+        }
+
+    async def new(self) -> None:
+        """See Rotation."""
+        old = await self.old_value(self.scene.settings.encryption_key)
+        theirs = await self.scene.consumers.current(PREVIOUS)
+        kept = theirs or Secret(",".join(each.reveal() for each in self.scene.settings.encryption_keys_previous))
+        self.progress.old = {NAME: old, PREVIOUS: kept}
+        self.progress.new = {NAME: Secret(base64.b64encode(secrets.token_bytes(32)).decode())}
+
+    async def install(self) -> None:
+        """Both keys live: the new one opens, the old one still seals."""
+        await self.give({PREVIOUS: self._listed(self._new, *self._kept)}, "install")
+
+    async def prove(self) -> None:
+        """A worker opens what either of them sealed."""
+        async with queue_client(self.scene.settings) as (producer, admin):
+            for key in (self._new, self._old):
+                ring = KeyRing.of(key)
+                for number in range(PROBES):
+                    value = f"{self.progress.id}-{number}"
+                    job = await self._probe(producer, ring, value)
+                    await self._ended_well(admin, job, value, Key.of(key).id)
+
+    async def switch(self) -> None:
+        """See Rotation."""
+        await self._rewrap(self._new, self._old)
+        await self.give({NAME: self._new, PREVIOUS: self._listed(self._old, *self._kept)}, "switch")
+
+    async def retire(self) -> None:
+        """See Rotation."""
+        await self._rewrap(self._new, self._old)
+        await self._nothing_waits_for(Key.of(self._old).id)
+        self.no_way_back()
+        await self.give({PREVIOUS: self._listed(*self._kept)}, "retire")
+
+    async def bury(self) -> None:
+        """See Rotation."""
+        theirs = await self.scene.consumers.current(PREVIOUS)
+        if theirs is not None and self._old in map(Secret, theirs.reveal().split(",")):
+            raise RotationStopped(f"the old key is still in {PREVIOUS} of a consumer", hint="remove it there")
+        async with self._vault(self._new, self._kept) as vault:
+            if vault is not None and (faults := await vault.check(lambda _: None, page=PAGE)):
+                raise _unreadable(faults)
+
+    async def back(self) -> None:
+        """The old key seals again, everything; then the new one goes."""
+        if "switch" in self.progress.given:
+            await self.give({NAME: self._old, PREVIOUS: self._listed(self._new, *self._kept)}, "back")
+        if self.progress.new:
+            await self._rewrap(self._old, self._new)
+        await self.undo()
+
+    async def undo(self) -> None:
+        """See Rotation."""
+        if "install" in self.progress.given:
+            await self._nothing_waits_for(Key.of(self._new).id)
+            await self.give({PREVIOUS: self._listed(*self._kept)}, "undo")
+
+    def settings_after(self) -> Settings:
+        """See Rotation."""
+        return replace(self.scene.settings, encryption_key=self._new, encryption_keys_previous=self._kept)
+
+    @property
+    def _old(self) -> Secret:
+        return self.progress.old[NAME]
+
+    @property
+    def _new(self) -> Secret:
+        return self.progress.new[NAME]
+
+    @property
+    def _kept(self) -> tuple[Secret, ...]:
+        """What was in ENCRYPTION_KEYS_PREVIOUS before, and stays there."""
+        return tuple(Secret(each.strip()) for each in self.progress.old[PREVIOUS].reveal().split(",") if each.strip())
+
+    @staticmethod
+    def _listed(*keys: Secret) -> Secret:
+        return Secret(",".join(each.reveal() for each in keys))
+
+    @asynccontextmanager
+    async def _vault(self, active: Secret | None, others: tuple[Secret, ...]) -> AsyncIterator[Vault | None]:
+        store = build_store(self.scene.settings)
+        if store is None:
+            yield None
+            return
+        await store.start()
+        try:
+            yield Vault(KeyRing.of(active, others), store)
+        finally:
+            await store.stop()
+
+    async def _rewrap(self, to: Secret, source: Secret) -> None:
+        """Seal every row with one key, and open each of them. Raises RotationStopped, naming what can't be opened."""
+        async with self._vault(to, (source, *self._kept)) as vault:
+            if vault is None:
+                return
+            result = await vault.rewrap(self._told("sealed anew"), page=PAGE)
+            if result.faults or result.left:
+                raise _unreadable(result.faults)
+            if faults := await vault.check(lambda _: None, page=PAGE):
+                raise _unreadable(faults)
+
+    def _told(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.scene.tell(f"{done:,} of {total:,} {what}")
+
+    async def _probe(self, producer: Producer, ring: KeyRing, value: str) -> str:
+        field = seal_field(value, ring, job=JOB, tenant=None, path=("probe",))
+        return await producer.add(JOB, {"probe": field}, attempts=1, removeOnFail=True, lifo=True)
+
+    async def _ended_well(self, admin: Any, job: str, value: str, key: str) -> None:
+        waited = 0.0
+        while True:
+            try:
+                found = await admin.job(job)
+            except JobNotFound:
+                raise RotationStopped(f"a worker can't open what the key {key} sealed",
+                                      hint="does every worker have the new variables?") from None  # fmt: skip
+            if found["state"] == State.COMPLETED:
+                await admin.remove(job)
+                if found["returnvalue"] != {"probe": value}:
+                    raise RotationStopped(f"a worker read something else than what the key {key} sealed")
+                return
+            if waited >= self.scene.patience:
+                await admin.remove(job)
+                raise RotationStopped(f"no worker ran a test job within {self.scene.patience:.0f} s",
+                                      hint="`oxherd gate status`, `oxherd jobs list`")  # fmt: skip
+            await self.scene.sleep(AGAIN / 5)
+            waited += AGAIN / 5
+
+    async def _nothing_waits_for(self, key: str) -> None:
+        """Raises RotationStopped where a job that has not ended, or a schedule, has a field that a key sealed."""
+        ended, waiting = await self._fields(key)
+        if waiting:
+            names = ", ".join(f"{number} {name}" for name, number in waiting.most_common(5))
+            raise RotationStopped(
+                f"jobs and schedules wait with fields that the key {key} sealed: {names}",
+                hint="let them end; where there are ever new ones, give their producer the new key",
+            )
+        if ended:
+            self.scene.tell(
+                f"{ended} jobs that have ended keep fields that the key {key} sealed: they can't be replayed"
+            )
+
+    async def _fields(self, key: str) -> tuple[int, Counter[str]]:
+        """How many ended jobs have such a field, and how many that have not, by name."""
+        mark, keys = f"oxherd1.{key}.".encode(), keys_of(self.scene.settings)
+        ended, waiting, cursor = 0, Counter[str](), b"0"
+        async with linked(self.scene.settings.redis_url) as link:
+            while True:
+                cursor, found = await link.call(
+                    b"SCAN", cursor, b"MATCH", keys.base + b"*", b"COUNT", PAGE, b"TYPE", b"hash"
+                )
+                for name in found:
+                    data, finished, job = await link.call(b"HMGET", name, b"data", b"finishedOn", b"name")
+                    if mark in (data or b""):
+                        if finished is None:
+                            waiting[(job or b"schedule").decode()] += 1
+                        else:
+                            ended += 1
+                if cursor == b"0":
+                    return ended, waiting
+
+
+def _unreadable(faults: Sequence[tuple[str, str, str]]) -> RotationStopped:
+    shown = "; ".join(f"{name}{f' of {tenant}' if tenant else ''}: {why}" for tenant, name, why in faults[:3])
+    more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return RotationStopped(
+        f"{len(faults)} credentials can't be opened with either key: {shown}{more}",
+        hint="add the key that sealed them to ENCRYPTION_KEYS_PREVIOUS, or put or remove them",
+    )
