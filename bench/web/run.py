@@ -3,10 +3,11 @@
     python -m bench.web.run load [--jobs 30000] [--rounds 5] [--rate 100]
     python -m bench.web.run full [--entries 1000000] [--rounds 20]
 
-`load`: a worker of no-op jobs, 100 at once, without and with requests to its port at a steady rate, in turn. The requests
-come from this process, each at its time whether the one before was answered or not. Then what one request costs a worker
-that has nothing else to do: a figure that other work on the machine changes least. `full`: how long each list and page takes
-over a million jobs in Redis, and a million runs and model calls in Postgres, one request at a time; the first is left out.
+`load`: a worker of no-op jobs, 100 at once, without and with requests to its port at a steady rate, in turn.
+The requests come from this process, each at its time whether the one before was answered or not. Then what one
+request costs a worker that has nothing else to do: a figure that other work on the machine changes least.
+`full`: how long each list and page takes over a million jobs in Redis, and a million runs and model calls in
+Postgres, one request at a time; the first is left out.
 """
 
 import argparse
