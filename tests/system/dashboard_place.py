@@ -166,6 +166,10 @@ class Place:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(what, self._loop)
         return future.result(within)
 
+    def call(self, what: Callable[[], Any]) -> None:
+        """Call something there."""
+        self._loop.call_soon_threadsafe(what)
+
     def url(self, path: str = "/") -> str:
         return f"http://127.0.0.1:{self.service.port}{path}"
 
@@ -206,16 +210,13 @@ class Place:
         await self.service.close()
 
     @contextmanager
-    def without_a_database(self) -> Iterator[str]:
+    def alone(self, redis_url: str) -> Iterator[str]:
         """The API alone, with no database and no token: its address."""
-        bare = {
-            name: text
-            for name, text in self.variables().items()
-            if name not in {"DATABASE_URL", "API_TOKEN", "API_READ_TOKEN"}
-        }
+        left_out = {"DATABASE_URL", "API_TOKEN", "API_READ_TOKEN"}
+        bare = {name: text for name, text in self.variables().items() if name not in left_out}
 
         async def start() -> WebService:
-            web = WebService(settings.load(bare), Herd(), store=None)
+            web = WebService(settings.load({**bare, "REDIS_URL": redis_url}), Herd(), store=None)
             await web.start()
             return web
 

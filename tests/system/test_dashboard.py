@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from urllib.parse import quote
 import pytest
 from dashboard_place import FLAGS, PASSWORD, Place, axe, chromium
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from oxherd.clock import wall_ms
+from oxherd.queue.alertbook import AlertBook
+from oxherd.telemetry.alerts import Alert, Looked
 
 PAGES = {
     "overview": "/", "jobs": "/jobs", "runs": "/runs", "dead": "/dead", "agents": "/agents", "spend": "/spend",
@@ -168,6 +173,22 @@ def test_a_run_shows_its_steps_attempts_and_messages_without_secrets(visit, plac
     one, two = page.locator(".attempts article").all()
     expect(one).to_contain_text("the mail server closed the connection")
     expect(two).to_contain_text("From the journal")
+
+
+def test_sums_that_take_long_are_shown_as_soon_as_they_are_known(visit, place: Place, monkeypatch):
+    store, counted = place.service.desk.stored, asyncio.Event()
+    report = store.spend_report
+
+    async def slow(**wanted: Any) -> Any:
+        await counted.wait()
+        return await report(**wanted)
+
+    monkeypatch.setattr(store, "spend_report", slow)
+    page = visit().go("/spend?days=30&by=tenant")
+    expect(page.get_by_role("heading", name="Adding up")).to_be_visible()
+    place.call(counted.set)
+    expect(page.locator(".bars")).to_contain_text("globex")
+    expect(page.locator(".figures")).to_contain_text("Tokens")
 
 
 def test_settings_tell_names_and_never_values(visit, place: Place):
@@ -363,6 +384,22 @@ def test_the_queue_is_paused_with_a_reason_and_opened_again(visit, place: Place)
     seen.said("Workers take jobs again.")
 
 
+def test_an_alert_is_shown_with_its_runbook_and_silenced(visit, place: Place):
+    now = wall_ms() / 1000
+    alert = Alert("queue-age", "", "The next job in line has waited for 900 s", "ticket", now - 600, now, now - 500)
+    desk = place.service.desk
+    place.do(AlertBook(desk.link, desk.keys).keep(Looked([alert], [], [])))
+    seen = visit()
+    notice = seen.go("/").locator(".notice", has_text="queue-age")
+    expect(notice).to_contain_text("has waited for 900 s")
+    assert notice.get_by_role("link", name="Runbook").get_attribute("href").endswith("/queue-age.md")
+    notice.get_by_role("button", name="Silence for 2 h").click()
+    seen.said("Silenced: queue-age.")
+    expect(notice).to_contain_text("silenced")
+    place.do(desk.levels.unsilence("queue-age"))
+    place.do(AlertBook(desk.link, desk.keys).keep(Looked([], [], [])))
+
+
 def test_the_first_tab_skips_to_the_content_and_the_theme_is_kept(visit):
     page = visit().go("/")
     page.keyboard.press("Tab")
@@ -390,7 +427,7 @@ def test_pages_and_actions_work_without_scripts(visit, place: Place):
 
 
 def test_without_a_database_pages_say_what_works_and_what_turns_it_on(visit, place: Place):
-    with place.without_a_database() as address:
+    with place.alone(place.redis_url) as address:
         seen = visit(token=None)
         seen.page.goto(address)
         expect(seen.page.get_by_text("needs DATABASE_URL")).to_be_visible()
@@ -401,6 +438,21 @@ def test_without_a_database_pages_say_what_works_and_what_turns_it_on(visit, pla
         expect(seen.page.get_by_text("No run is kept")).to_be_visible()
         seen.context.close()
     seen.complaints = [each for each in seen.complaints if "501" not in each]
+    seen.elsewhere = [each for each in seen.elsewhere if not each.startswith(address)]
+
+
+def test_a_page_says_that_redis_is_away_and_comes_back_by_itself(visit, place: Place, own_valkey):
+    with place.alone(own_valkey.url) as address:
+        seen = visit(token=None)
+        seen.page.goto(address)
+        expect(seen.page.locator("#pulse")).to_have_attribute("data-state", "live")
+        own_valkey.kill()
+        seen.page.goto(f"{address}/dead")
+        expect(seen.page.get_by_role("heading", level=1)).to_have_text("A service is away")
+        own_valkey.start()
+        expect(seen.page.get_by_role("heading", level=1)).to_have_text("Dead letters", timeout=15_000)
+        seen.context.close()
+    seen.complaints = [each for each in seen.complaints if "503" not in each]
     seen.elsewhere = [each for each in seen.elsewhere if not each.startswith(address)]
 
 

@@ -22,7 +22,8 @@ from oxherd.web.problems import Problem
 if TYPE_CHECKING:
     from oxherd.web.dashboard_pages import View
 
-PATIENCE = 15.0  # seconds for all that a page asks
+PATIENCE = 5.0  # seconds for all that a page asks
+PATIENCE_AWAY = 0.5  # seconds for Redis to come back, where it was away already
 SAID = "oxherd_said"  # a cookie: what came of an action, for the page after it
 PAGES = {
     "/": "overview", "/jobs": "jobs", "/jobs/{id:path}": "run", "/runs": "runs", "/runs/{id:path}": "run",
@@ -74,7 +75,7 @@ async def show(desk: Desk, request: Request, name: str) -> Response:
 
     view = View(desk, request, identity)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE if desk.link.is_up else PATIENCE_AWAY):
             shown = await SHOWN[name](view)
         return shown if isinstance(shown, Response) else render(view, name, shown)
     except Exception as error:  # noqa: BLE001  whatever it is, the reader is told

@@ -29,6 +29,8 @@ from oxherd.web.problems import Problem
 LIMIT = 50  # rows of a list
 MOST_OUTPUT = 2 * 1024 * 1024  # bytes of steps' outputs that one page shows
 LAST_OPERATIONS = 8
+SUMS_KEPT = 60.0  # seconds
+SOON = 0.15  # seconds that a page waits for sums
 RUN_STATES = ("running", "completed", "failed", "retrying", "delayed", "handed_back", "parked")
 Shown = dict[str, Any] | Response
 Tab = tuple[str, str, bool, int | None]  # title, address, whether it is the one that is shown, how many
@@ -276,7 +278,7 @@ async def agents(view: View) -> Shown:
     found, spent = await asyncio.gather(
         view.ask("listAgents", limit=LIMIT, cursor=view.query("cursor")), view.attempt(_spend(view, "agent", 7))
     )
-    lines = {} if isinstance(spent, Problem) else {line["key"]: line for line in spent}
+    lines = None if spent is None or isinstance(spent, Problem) else {line["key"]: line for line in spent}
     shown = [{**each, "definition": view.masks.data(each["definition"])} for each in found["agents"]]
     return {"agents": shown, "next": found["next"], "spent": lines}
 
@@ -286,18 +288,23 @@ async def spend(view: View) -> Shown:
     days = int(view.query("days")) if view.query("days") in {"7", "30", "90"} else 7
     by = view.query("by") if view.query("by") in {"agent", "model", "tenant"} else "agent"
     daily, lines = await asyncio.gather(_spend(view, "day", days), _spend(view, by, days))
-    total = sum((Decimal(line["cost_usd"]) for line in daily), Decimal(0))
+    return {
+        "days": days,
+        "by": by,
+        "days_items": [(f"{each} days", view.link(days=each), each == days, None) for each in (7, 30, 90)],
+        "by_items": [(each, view.link(by=each), each == by, None) for each in ("agent", "model", "tenant")],
+        "sums": None if daily is None or lines is None else _sums(daily, lines, days),
+    }
+
+
+def _sums(daily: list[dict[str, Any]], lines: list[dict[str, Any]], days: int) -> dict[str, Any]:
     found: list[Bar] = bars(
         sorted(lines, key=lambda line: -Decimal(line["cost_usd"])),
         lambda line: line["key"] or "none",
         lambda line: float(line["cost_usd"]),
     )
     return {
-        "days": days,
-        "by": by,
-        "days_items": [(f"{each} days", view.link(days=each), each == days, None) for each in (7, 30, 90)],
-        "by_items": [(each, view.link(by=each), each == by, None) for each in ("agent", "model", "tenant")],
-        "total": total,
+        "total": sum((Decimal(line["cost_usd"]) for line in daily), Decimal(0)),
         "calls": sum(line["calls"] for line in daily),
         "tokens": sum(line["input_tokens"] + line["output_tokens"] for line in daily),
         "open": sum(line["open"] for line in daily),
@@ -307,9 +314,23 @@ async def spend(view: View) -> Shown:
     }
 
 
-async def _spend(view: View, by: str, days: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = (await view.ask("getSpend", by=by, days=days))["lines"]
-    return found
+async def _spend(view: View, by: str, days: int) -> list[dict[str, Any]] | None:
+    """Sums of the ledger, a minute old at most; None while they are added up: a month of many calls takes a while."""
+    key = ("spend", by, days)
+
+    async def look() -> list[dict[str, Any]]:
+        try:
+            found: list[dict[str, Any]] = (await view.ask("getSpend", by=by, days=days))["lines"]
+        except Exception:
+            view.desk.shared.forget(key)
+            raise
+        return found
+
+    try:
+        async with asyncio.timeout(SOON):
+            return await view.desk.shared.ask(key, SUMS_KEPT, look)
+    except TimeoutError:
+        return None
 
 
 def _daily(lines: list[dict[str, Any]], days: int) -> Chart:
@@ -343,7 +364,7 @@ async def approvals(view: View) -> Shown:
 KINDS = {
     "backup": ("Backups", "oxherd backup create", "oxherd backup schedule"),
     "verify": ("Checks of backups", "oxherd backup verify", ""),
-    "restore": ("Restores", "oxherd restore", ""),
+    "restore": ("Restores", "oxherd backup restore", ""),
     "drill": ("Drills", "oxherd drill run", ""),
     "rotation": ("Key rotations", "oxherd rotate", ""),
     "deploy": ("Deploys", "oxherd deploy watch", ""),

@@ -41,7 +41,7 @@ async function refresh() {
     }
   } catch { tell("away", "no connection"); } finally {
     refreshing = false;
-    if (again) { again = false; soon(); }
+    if (again || document.querySelector("[data-soon]")) { again = false; soon(); }
   }
 }
 
@@ -53,9 +53,9 @@ function soon() {
 function watch() {
   const feed = new EventSource("/api/v1/feed");
   let first = true;
-  feed.addEventListener("open", () => tell("live", "live"));
   feed.addEventListener("queue", () => {
     tell("live", "live");
+    if (document.querySelector("[data-again]")) location.reload(); // the service that was away is back
     if (!first) soon();
     first = false;
   });
@@ -170,5 +170,6 @@ document.addEventListener("keydown", (event) => {
 themes(document.getElementById("theme"));
 drawCursors(document);
 watch();
+if (document.querySelector("[data-soon]")) setTimeout(refresh, QUIET / 2);
 const stream = document.getElementById("stream");
 if (stream) follow(stream);

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import pytest
+
+from fakes import railway as fakes
+from fakes.railway import ABSENT, COMMIT, CONTRACT, FakeRailway
+from oxherd.settings import child_environ
+from oxherd.store.migrate import migrate
+from oxherd.store.postgres import PostgresStore
+
+pytestmark = pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
+NEW = "b" * 40
+
+
+@pytest.fixture
+async def service():
+    async with FakeRailway(REDIS_URL="redis://one") as fake:
+        fake.commits = [COMMIT, NEW]
+        fake.deploy(commit=COMMIT)
+        await fake.sleep(3600)
+        fake.tick = 90  # what comes takes a request or two
+        yield fake
+
+
+@pytest.fixture
+def oxherd(service, tmp_path):
+    async def run(*args: str, **variables: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "oxherd", "deploy", *args, cwd=tmp_path, stdout=-1, stderr=-1,
+            env=child_environ(service.environ | variables, inherit=False), stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert service.token not in out.decode() + err.decode()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    return run
+
+
+async def test_status_shows_what_runs_and_what_will_hurt(service, oxherd):
+    code, out, err = await oxherd("status", SHUTDOWN_GRACE="2m")
+    assert code == 0
+    assert out.splitlines()[1].split()[:3] == [service.deployed[0].id, "SUCCESS", "aaaaaaaaaaaa"]
+    assert "herd/production/worker" in err
+    assert "! draining is 60 s" in err
+    service.deployed.clear()
+    code, out, _ = await oxherd("status", "--json")
+    assert (code, json.loads(out)["deployments"]) == (1, [])
+
+
+async def test_a_bad_deploy_is_watched_and_its_exit_code_says_why(service, oxherd):
+    service.deploy(commit=NEW, play=fakes.crashed("ModuleNotFoundError: No module named 'numpy'"))
+    code, out, err = await oxherd("watch", "--commit", "bbbb", "--no-verify")
+    assert code == 12
+    assert "Cause: import error (exit code 12): a module is not in the image: numpy" in out
+    assert "  | ModuleNotFoundError: No module named 'numpy'" in out
+    assert "Commit bbbbbbb" in err
+    code, out, _ = await oxherd("watch", "--no-verify", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["diagnosis"]["cause"]) == (12, False, "import error")
+    assert found["deployment"]["commit"] == NEW
+
+
+async def test_logs_are_printed_and_followed_to_their_end(service, oxherd):
+    service.deploy(play=fakes.crashed("Boom"))
+    await service.sleep(60)
+    code, out, _ = await oxherd("logs", "--follow")
+    assert (code, [line.split(maxsplit=2)[2] for line in out.splitlines()]) == (0, ["Starting Container", "Boom"])
+    _, out, _ = await oxherd("logs", "--json")
+    assert [json.loads(line)["severity"] for line in out.splitlines()] == ["info", "error"]
+    _, out, _ = await oxherd("logs", "--build", "--lines", "1", service.deployed[0].id)
+    assert out.endswith("=== Successfully Built! ===\n")
+
+
+async def test_a_rollback_is_shown_then_done_and_recorded(service, oxherd, database_url):
+    await migrate(database_url)
+    service.deploy(commit=NEW)
+    service.write(REDIS_URL="redis://new-password")
+    await service.sleep(60)
+    code, out, err = await oxherd("rollback", "--dry-run")
+    assert (code, out, service.writes) == (0, "", [])
+    assert "deploy commit herd/production/worker" in err
+    assert "REDIS_URL were written since" in err
+    code, out, err = await oxherd(
+        "rollback", "--yes", "--no-verify", "--settle", "0", "--json", DATABASE_URL=database_url
+    )
+    assert (code, json.loads(out)["deployment"]["commit"], service.writes) == (0, COMMIT, ["DeployCommit"]), err
+    store = PostgresStore(database_url)
+    await store.start()
+    (operation,), (line,) = await store.operations("deploy", limit=5), await store.audit(limit=5)
+    await store.stop()
+    assert (operation["target"], operation["outcome"]) == ("herd/production/worker", "ok")
+    assert (line["action"], line["outcome"]) == ("deploy rollback", 200)
+
+
+async def test_a_redeploy_is_watched_and_says_where_it_is_not_recorded(service, oxherd):
+    code, out, err = await oxherd("redeploy", "--yes", "--no-verify", "--settle", "0")
+    assert (code, service.writes) == (0, ["Redeploy"]), err
+    assert f"{service.deployed[1].id} is SUCCESS" in out
+    assert "not recorded: neither DATABASE_URL" in err
+
+
+async def test_nothing_is_done_without_a_yes(service, oxherd):
+    code, _, _ = await oxherd("redeploy")
+    assert (code, service.writes) == (1, [])
+
+
+async def test_a_guard_that_can_t_reach_redis_judges_nothing(service, oxherd):
+    service.deploy(commit=NEW)
+    code, _, err = await oxherd("guard", "--settle", "0", REDIS_URL="redis://127.0.0.1:9")
+    assert (code, service.writes) == (3, [])
+    assert "can't reach Redis" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "words"),
+    [
+        (["status"], {"RAILWAY_TOKEN": ""}, "RAILWAY_TOKEN is missing (or RAILWAY_API_TOKEN"),
+        (["watch", "--timeout", "soon"], {}, "--timeout must be a duration such as 30s, 10m or 1h"),
+        (["logs", "--only", "@level:error", "--follow"], {}, "--only is for the process's log as it is"),
+    ],
+)
+async def test_wrong_use_says_what_is_right(oxherd, args, variables, words):
+    code, _, err = await oxherd(*args, **variables)
+    assert code == 2
+    assert words in err
