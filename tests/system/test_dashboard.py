@@ -146,7 +146,7 @@ def test_the_overview_shows_how_the_queue_is_doing(visit, place: Place):
     assert re.search(r"p95 .+ · p99 ", figures)
     expect(page.locator("figure.chart")).to_have_count(4)
     expect(page.locator(".budgets li")).to_have_count(3)
-    expect(page.locator(".workers li")).to_contain_text("1 of 8")
+    expect(page.locator(".workers li")).to_contain_text("of 8")
     drawing = page.get_by_role("img", name=re.compile("Throughput.*newest"))
     drawing.hover()
     expect(page.locator(".tip:visible")).to_contain_text("completed per minute")
