@@ -67,10 +67,6 @@ async def test_variables_are_pushed_in_one_write_deployed_once_and_the_worker_is
     assert [sorted(each["variables"]) for each in written] == [["API_TOKEN", "JOB_CONCURRENCY"]]
     assert written[0]["skipDeploys"] is True
 
-    code, out, _ = await oxherd("push", "--from-file", "-", "--yes", folder=tmp_path, stdin="JOB_CONCURRENCY=2", **here)
-    assert code == 0
-    assert len(railway.deployed) == 1
-
     code, out, _ = await oxherd("diff", "--from-file", "new.env", "--json", folder=tmp_path, **here)
     states = {each["name"]: each["state"] for each in json.loads(out)["variables"]}
     assert code == 1

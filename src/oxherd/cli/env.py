@@ -379,6 +379,7 @@ async def _by_api(
         await api.write_variables(place, made.values, skip_deploys=True)
         tell(f"{len(made.values)} variables written to {place}")
         if no_deploy:
+            await _record(settings, str(place), made)
             note("the running worker keeps its old values until: oxherd deploy redeploy")
             return made, None
         deployment = await follow_up(api, place, lambda: api.redeploy(place))
@@ -411,7 +412,24 @@ async def _by_browser(
     for name, value in ids.items():
         if "{" + name + "}" in read.url and not value:
             raise UsageError(f"RAILWAY_{name.upper()}_ID is missing; it is part of the page's address")
-    return await push(wanted, read, ids, agreed=agreed, told=note, patience=duration_of("--login", login))
+    done = False
+
+    def asked(made: Push) -> bool:
+        nonlocal done
+        done = bool(agreed(made))
+        return done
+
+    made = await push(wanted, read, ids, agreed=asked, told=note, patience=duration_of("--login", login))
+    if done:
+        await _record(known, ids["service"] or read.url, made)
+    return made
+
+
+async def _record(settings: Settings, place: str, made: Push) -> None:
+    from oxherd.ops.recording import record
+    from oxherd.store import Operation
+
+    await record(settings, "env push", Operation("deploy", place, "ok", 0.0, {"variables": sorted(made.values)}), note)
 
 
 def _planned(made: Push, *, dry_run: bool) -> dict[str, Any]:
