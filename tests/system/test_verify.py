@@ -118,7 +118,7 @@ async def test_a_worker_with_a_closed_gate_fails_with_the_command_that_opens_it(
     worker = await start()
     await stage.admin.close_gate("maintenance")
     await worker.said("gate.changed")
-    report = await verify(asked(url=f"http://127.0.0.1:{worker.port}", patience=0.3))
+    report = await verify(asked(url=f"http://127.0.0.1:{worker.port}", patience=0))
 
     assert check(report, "health").found == "the intake gate is closed: maintenance"
     assert "oxherd gate open" in check(report, "health").fix
@@ -166,11 +166,11 @@ async def test_an_address_where_something_else_answers_is_told_apart(asked: Call
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        report = await verify(asked(url=url, settings=None, patience=0.1))
+        report = await verify(asked(url=url, settings=None, patience=0))
         assert check(report, "health").found == "HTTP 200, and the answer is not Oxherd's"
     finally:
         await runner.cleanup()
-    gone = await verify(asked(url=url, settings=None, patience=0.1))
+    gone = await verify(asked(url=url, settings=None, patience=0))
     assert "did not answer GET /health" in check(gone, "health").found
 
 
