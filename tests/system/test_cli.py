@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from oxherd.ops.child import WorkerProcess
 from oxherd.embedded.engine import free_port
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
+from oxherd.ops.child import WorkerProcess
 from oxherd.settings import TABLE
 
 OXHERD = [sys.executable, "-m", "oxherd"]

@@ -22,23 +22,22 @@ app = typer.Typer(
 )
 
 MOST = 500  # results that a report looks at
-WIDE = 12  # characters of a drill's state
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the drills, and what each came to when it was last run."""
-    from oxherd.ops.disasters import DISASTERS
     from oxherd.ops.drill_report import newest
+    from oxherd.ops.drills import DRILLS
 
     last = newest(_history("drill")["drill"])
     rows = [
         {
-            "name": each.name, "title": each.title, "production": each.production,
-            "last": last.get(each.name, {}).get("at"), "outcome": last.get(each.name, {}).get("outcome"),
-            "rto_seconds": last.get(each.name, {}).get("summary", {}).get("rto_seconds"),
+            "name": name, "title": drill.disaster.title, "production": drill.disaster.production,
+            "last": last.get(name, {}).get("at"), "outcome": last.get(name, {}).get("outcome"),
+            "rto_seconds": last.get(name, {}).get("summary", {}).get("rto_seconds"),
         }
-        for each in DISASTERS
+        for name, drill in DRILLS.items()
     ]  # fmt: skip
     if as_json:
         print_json(rows)
@@ -72,9 +71,9 @@ def run(
     kept in the database of the variables, where one is configured, for `oxherd drill report` and the dashboard.
     """
     from oxherd.app import run_loop
-    from oxherd.ops.disasters import DISASTERS
+    from oxherd.ops.drills import DRILLS
 
-    names = [each.name for each in DISASTERS if name in {"all", each.name}]
+    names = [each for each in DRILLS if name in {"all", each}]
     if not names:
         raise UsageError(f"there is no drill {name!r}", hint="oxherd drill list")
     if place == "production":
@@ -91,13 +90,14 @@ def run(
 
 
 def _harmless(names: Sequence[str], *, every: bool) -> list[str]:
-    from oxherd.ops.disasters import DISASTERS
+    from oxherd.ops.drills import DRILLS
 
-    left = [each.name for each in DISASTERS if each.production and each.name in names]
+    harmless = [name for name, drill in DRILLS.items() if drill.disaster.production]
+    left = [name for name in harmless if name in names]
     if not left:
         raise UsageError(
             f"{names[0]} breaks things: it is only run on a scratch stack",
-            hint=f"in production: {', '.join(each.name for each in DISASTERS if each.production)}",
+            hint=f"in production: {', '.join(harmless)}",
         )
     if every:
         note(f"in production only those that break nothing: {', '.join(left)}")
@@ -125,8 +125,8 @@ async def _run(names: Sequence[str], place: str, at_once: int) -> list[Result]:
 def _tell(result: Result) -> None:
     state = "works" if result.ok else "DOES NOT"
     note(
-        f"{result.name:<16}{state:<{WIDE}}RTO {duration(result.rto_seconds)}, RPO {duration(result.rpo_seconds)}, "
-        f"{result.jobs} jobs, {len(result.lost)} lost, {result.doubled} done twice, {result.paid_again} steps paid again"
+        f"{result.name:<16}{state:<10}RTO {duration(result.rto_seconds)}, RPO {duration(result.rpo_seconds)}, "
+        f"{result.jobs} jobs, {len(result.lost)} lost, {result.doubled} done twice, {result.paid_again} paid again"
     )
     if result.fault:
         note(f"  {result.fault}")
@@ -138,7 +138,9 @@ async def _keep(results: Sequence[Result], place: str) -> None:
     from oxherd.store import Operation
 
     async with optional_store(_settings(), note) as store:
-        for each in results if store is not None else ():
+        if store is None:
+            return
+        for each in results:
             summary = {**each.summary(), "in": place}
             outcome = "ok" if each.ok else "failed"
             await store.write_operation(Operation("drill", each.name, outcome, each.rto_seconds, summary))
@@ -180,11 +182,9 @@ def plan() -> None:
 
 
 def _inventory(settings: Settings) -> list[tuple[str, str]]:
-    from oxherd.store.address import Address
+    from oxherd.store.address import parse
 
-    database = (
-        "not configured" if settings.database_url is None else Address.parse(settings.database_url.reveal()).shown
-    )
+    database = "not configured" if settings.database_url is None else parse(settings.database_url.reveal()).shown
     return [
         ("queue", f"{settings.job_queue_name} at {settings.redis_url.shown}"),
         ("database", settings.supabase_url or database),

@@ -76,15 +76,15 @@ DISASTERS: tuple[Disaster, ...] = (
         "worker-down",
         "A worker died",
         "The alerts silent-worker, queue-age or no-progress; the platform shows a crash or an exit code.",
-        "Nothing. Its jobs go on elsewhere once their leases have run out, after 30 s at most, from the last kept step.",
+        "Nothing. Its jobs go on elsewhere once their leases have run out, after 30 s at most, from their last step.",
         (
             Do(
                 "Look who is there. `seen` says how long ago a worker gave its last sign of life.",
                 ("oxherd alerts list",),
             ),
             Do(
-                "Start another one where none is left, or let the platform do it.",
-                ("oxherd deploy restart",),
+                "Start another where none is left, or let the platform do it.",
+                ("oxherd deploy redeploy",),
                 elsewhere=True,
             ),
             Do("What it ran is taken over without being asked.", ("oxherd jobs list --state active",)),
@@ -126,7 +126,7 @@ DISASTERS: tuple[Disaster, ...] = (
         "database-down",
         "Postgres is away, its data is not lost",
         "The alert store-away; `/health` says `store`.",
-        "Nothing. Steps and results wait in the workers' memory; no job is told to be finished before its result is kept.",
+        "Nothing. Steps and results wait in the workers' memory; no job counts as finished before its result is kept.",
         (
             Do("Bring it back: what waited is written at once.", elsewhere=True),
             Do("The tables are there.", ("oxherd db status",)),
@@ -225,13 +225,33 @@ DISASTERS: tuple[Disaster, ...] = (
         ),
     ),
     Disaster(
+        "key-leaked",
+        "A key has leaked",
+        "`oxherd audit secrets` finds it, or somebody tells you.",
+        "Nothing; what was done with it meanwhile is in the service's own log.",
+        (
+            Do(
+                "See what leaked, and where it is used.",
+                ("oxherd audit secrets . --json > leaked.json",),
+                elsewhere=True,
+            ),
+            Do(
+                "Replace all of it, worst first. Each is proven dead in the end.",
+                ("oxherd rotate --leaked leaked.json",),
+                elsewhere=True,
+            ),
+            Do("Read what a leak takes beyond that: incident/leaked-secret.md.", elsewhere=True),
+            PROVEN,
+        ),
+    ),
+    Disaster(
         "region-lost",
         "Everything is gone but the backups",
         "Neither Redis nor Postgres nor a worker answers.",
         "What came after the last backup.",
         (
             Do(
-                "Set up Redis, Postgres and the variables elsewhere: REDIS_URL and DATABASE_URL are new, ENCRYPTION_KEY and "
+                "Set up Redis, Postgres and the variables elsewhere: REDIS_URL, DATABASE_URL are new, ENCRYPTION_KEY and "
                 "the keys of the backups are the old ones.",
                 elsewhere=True,
             ),

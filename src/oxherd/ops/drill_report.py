@@ -15,7 +15,7 @@ Row = Mapping[str, Any]  # of `Store.operations("drill")`
 _COLUMNS = ("drill", "when", "works", "RTO", "RPO", "jobs", "lost", "gone", "done twice", "paid again", "repeated")
 _FIGURES = ("jobs", "lost", "gone", "doubled", "paid_again", "repeated")
 ABOUT = (
-    "RTO: from the damage until every job, and a new one, had ended. RPO: how far back what could be restored was. Lost "
+    "RTO: from the damage until every job, and a new one, had ended. RPO: how old what was restored was. Lost "
     "jobs are those that a backup had; gone are those that came after it. Paid again: steps that were kept. Repeated: "
     "steps that ran at that moment, or were kept after the backup."
 )

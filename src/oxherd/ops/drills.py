@@ -191,4 +191,5 @@ PLAYS = {
     "backup-damaged": backup_damaged,
     "region-lost": region_lost,
 }
-DRILLS = {each.name: Drill(each, PLAYS[each.name]) for each in DISASTERS}
+# A leaked key has none: what `oxherd rotate` does is proven with workers under load by its own tests.
+DRILLS = {each.name: Drill(each, PLAYS[each.name]) for each in DISASTERS if each.name in PLAYS}
