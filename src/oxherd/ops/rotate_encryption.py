@@ -43,21 +43,18 @@ class EncryptionKey(Rotation):
             await self.old_value(self.scene.settings.encryption_key)
         switched = await self.scene.consumers.look(self.names)
         async with self._vault(self.scene.settings.encryption_key, ()) as vault:
-            rows = (
-                "no database is configured: no rows"
-                if vault is None
-                else f"{sum((await vault.counts()).values()):,} rows"
-            )
+            counts = {} if vault is None else await vault.counts()
+        rows = f"{sum(counts.values()):,} rows"
         return {
             Stage.NEW: "32 random bytes",
             Stage.INSTALL: f"put it into {PREVIOUS}, so that every worker can open what it seals: {switched}",
             Stage.PROVE: f"run {PROBES} jobs with a field that the new key sealed, and {PROBES} with the old one's",
             Stage.SWITCH: f"seal all credentials with the new key while workers read them ({rows}), "
             f"then make it {NAME} and the old one the first of {PREVIOUS}: {switched}",
-            Stage.RETIRE: "seal what was put meanwhile and open every row without the old key; stop while an unfinished job or a schedule has a field that "
-            f"the old key sealed; then remove it from {PREVIOUS}: {switched}. Links to answer questions that were sent "
-            "before the switch end here",
-            Stage.BURY: "see that no consumer has the old key, and that all rows open without it",
+            Stage.RETIRE: "seal what was put meanwhile and open every row without the old key; stop while an "
+            f"unfinished job or a schedule has a field that the old key sealed; then remove it from {PREVIOUS}: "
+            f"{switched}. Links to answer questions that were sent before the switch end here",
+            Stage.BURY: "see that no consumer has the old key, and that no row is sealed with it",
         }
 
     async def new(self) -> None:
@@ -106,9 +103,12 @@ class EncryptionKey(Rotation):
             raise RotationStopped(f"the old key is still in {PREVIOUS} of a consumer", hint="remove it there")
         async with self._vault(self._new, self._kept) as vault:
             known = {Key.of(each).id for each in (self._new, *self._kept)}
-            if vault is not None and (strange := set(await vault.counts()) - known):
-                raise RotationStopped(f"rows are sealed with {', '.join(sorted(strange))}, which no worker has any more",
-                                      hint="add that key to ENCRYPTION_KEYS_PREVIOUS")  # fmt: skip
+            strange = set() if vault is None else set(await vault.counts()) - known
+        if strange:
+            raise RotationStopped(
+                f"rows are sealed with {', '.join(sorted(strange))}, which no worker has any more",
+                hint="add that key to ENCRYPTION_KEYS_PREVIOUS",
+            )
 
     async def back(self) -> None:
         """The old key seals again, everything; then the new one goes."""
