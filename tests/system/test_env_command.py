@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from oxherd.vault.keyring import KeyRing
 from oxherd.vault.vault import Vault
 
 needs_contract = pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
-SERVICE_KEY, PUBLIC_KEY = "sb_secret_fake-0123456789abcdef", "sb_publishable_fake-0123456789abc"
+MODEL_KEY = secrets.token_hex(24)
+SERVICE_KEY, PUBLIC_KEY = f"sb_secret_{secrets.token_hex(16)}", f"sb_publishable_{secrets.token_hex(16)}"
 TOKEN = "obviously-fake-token-0123"
 
 
@@ -112,7 +114,7 @@ async def test_the_services_are_asked_and_a_stored_credential_tells_a_wrong_key(
     await store.stop()
 
     async def told(request: web.Request) -> web.Response:
-        if request.headers["authorization"] != "Bearer sk-or-v1-00112233445566778899":
+        if request.headers["authorization"] != f"Bearer {MODEL_KEY}":
             return web.json_response({"error": {"code": 401, "message": "User not found."}}, status=401)
         return web.json_response({"data": {"limit": 10, "limit_remaining": 7.5, "is_management_key": False}})
 
@@ -135,9 +137,9 @@ async def test_the_services_are_asked_and_a_stored_credential_tells_a_wrong_key(
         "REDIS_URL": redis_url, "DATABASE_URL": runs_url, "SUPABASE_URL": address,
         "OPENROUTER_BASE_URL": f"{address}/api/v1",
     }  # fmt: skip
-    good = {**base, "ENCRYPTION_KEY": key, "OPENROUTER_API_KEY": "sk-or-v1-00112233445566778899"}
+    good = {**base, "ENCRYPTION_KEY": key, "OPENROUTER_API_KEY": MODEL_KEY}
     good["SUPABASE_SERVICE_ROLE_KEY"] = SERVICE_KEY
-    bad = {**base, "ENCRYPTION_KEY": new_key(), "OPENROUTER_API_KEY": "sk-or-v1-998877665544332211"}
+    bad = {**base, "ENCRYPTION_KEY": new_key(), "OPENROUTER_API_KEY": new_key()}
     bad["SUPABASE_SERVICE_ROLE_KEY"] = PUBLIC_KEY
     try:
         (fine, out, _), (wrong, said, _) = await asyncio.gather(
