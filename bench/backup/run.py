@@ -29,7 +29,7 @@ from oxherd.embedded.postgres import Postgres
 from oxherd.errors import BackupDamaged
 from oxherd.settings import load
 
-ROWS = 3_600_000  # of events in a gigabyte; there is a run for every three
+ROWS = 2_570_000  # of events in a gigabyte; there is a run for every three
 FILL = """
     create table runs (id text primary key, input jsonb, output text, at timestamptz, n bigint);
     create table events (id bigserial primary key, run text, kind text, body text, at timestamptz);

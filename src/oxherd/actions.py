@@ -58,6 +58,7 @@ async def replay_run(
     if state not in {State.COMPLETED, State.FAILED, "unknown"}:
         raise JobStateError(f"job {run['job_id']} is {state}; only completed or failed ones can be replayed")
     dropped = await _drop(store, run, fork_from)
+    kept = len(await store.steps(run["id"]))  # before it runs again and keeps more
     if state == "unknown":
         await producer.restore(
             run["job_id"],
@@ -71,7 +72,6 @@ async def replay_run(
         )
     else:
         await admin.retry(run["job_id"])
-    kept = len(await store.steps(run["id"]))
     return {"run_id": run["id"], "job_id": run["job_id"], "kept": kept, "dropped": dropped}
 
 

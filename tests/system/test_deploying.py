@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
+
 import pytest
 from deployed import DeployedWorker
 
@@ -11,7 +15,7 @@ from oxherd.cloud.railway import Railway
 from oxherd.ops import deploy
 from oxherd.ops.diagnosis import Cause
 from oxherd.ops.verify import Asked, verify
-from oxherd.settings import Secret, load
+from oxherd.settings import Secret, child_environ, load
 
 pytestmark = pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
 GOOD, BROKEN = COMMIT, "b" * 40
@@ -63,10 +67,10 @@ def prove(api, redis_url, queue_name):
 
 
 @pytest.fixture
-async def serving(service, api, prove):
+async def serving(service, api):
     """A good deployment to go back to."""
     made = service.deploy(commit=GOOD)
-    done = await deploy.watch(api, await api.deployment(made.id), settle=0, verify=prove)
+    done = await deploy.watch(api, await api.deployment(made.id), settle=0)
     assert done.diagnosis is None, done.diagnosis.text
     return done.deployment
 
@@ -114,7 +118,7 @@ async def test_behind_a_healthcheck_a_bad_deploy_is_explained_and_the_old_one_se
     done = await guarded(api, place, await make(service), prove)
     assert done.watched.diagnosis.cause is cause, done.watched.diagnosis.text
     assert (done.still_serving.id, done.way) == (serving.id, None)
-    assert (await prove(await api.deployment(serving.id))).ok
+    assert (await api.deployment(serving.id)).is_serving
 
 
 @pytest.mark.parametrize("make", [missing_variable, crash_on_import])
@@ -148,3 +152,19 @@ async def test_a_closed_gate_fails_the_proof_and_says_how_to_open_it(
     done = await deploy.watch(api, await api.deployment(serving.id), settle=0, verify=prove)
     assert done.diagnosis.cause is Cause.VERIFICATION
     assert "gate" in done.diagnosis.text
+
+
+async def test_the_command_watches_and_proves_a_real_worker(service, serving, redis_url, queue_name, folder):
+    variables = service.environ | {"REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "oxherd", "deploy", "guard", "--settle", "0", "--commit", GOOD[:8], "--json",
+        cwd=folder, env=child_environ(variables, inherit=False), stdout=-1, stderr=-1,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()
+    found = json.loads(out)
+    assert (found["ok"], found["deployment"]["id"], found["went_back_to"]) == (True, serving.id, None)
+    assert {"health", "version", "logs", "test job"} <= {
+        each["name"] for each in found["checks"] if each["outcome"] == "passed"
+    }
+    assert b"verifying" in err

@@ -96,7 +96,7 @@ async def test_killed_at_each_stage_it_goes_on_and_no_job_fails(railway, environ
         assert process.returncode in {0, -signal.SIGKILL}, said.decode()
         return process.returncode
 
-    async with bench.under_load(environ, 300, rate=50.0) as ended:
+    async with bench.under_load(environ, 300, rate=20.0) as ended:
         for stage in ("install", "prove", "switch", "retire", "bury", "record"):
             assert await rotate(stage) == -signal.SIGKILL
         new = StateFile(state, NAME, Locks((Secret(OLD),))).load().new[NAME].reveal()

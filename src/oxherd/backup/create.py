@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 
 import orjson
@@ -110,7 +111,7 @@ async def create(source: Source, storage: Storage, *, told: Told = quiet) -> man
     """
     began = mono()
     recipients = sealing.recipients_of(source.recipients)
-    name = _name()
+    name = new_name()
     connection = await source.address.connect()
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -139,9 +140,9 @@ async def _take(
     snapshot = await connection.fetchval("select pg_catalog.pg_export_snapshot()")
     environ = client.environ(tools.connection_environ(source.address, tls=server.tls))
     command = [client.program("pg_dump"), *DUMP, f"--snapshot={snapshot}", *_selection(scope, supabase=server.supabase)]
-    sink = _Sink(storage, name, recipients)
+    sink = Sink(storage, name, recipients)
     pace = sealing.Pace(source.limit, lambda done: told("database", done, server.bytes))
-    dump = asyncio.create_task(_in_thread(lambda stop: _dump(command, environ, sink, pace, stop)))
+    dump = asyncio.create_task(in_thread(lambda stop: stream(command, environ, sink, "database", pace, stop)))
     reading = asyncio.create_task(facts.gather(connection, scope, seed=secrets.randbits(62)))
     try:
         piece, found = await asyncio.gather(dump, reading)
@@ -171,7 +172,7 @@ async def _take(
     )  # fmt: skip
 
 
-class _Stop:
+class Stop:
     """Ends a program that a thread waits for."""
 
     def __init__(self) -> None:
@@ -179,19 +180,21 @@ class _Stop:
         self._ended = False
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """This one."""
         self._process = process
         if self._ended:
             process.kill()
 
     def end(self) -> None:
+        """End it, also where it has not begun."""
         self._ended = True
         if self._process is not None:
             self._process.kill()
 
 
-async def _in_thread(work: Callable[[_Stop], Any]) -> Any:
+async def in_thread(work: Callable[[Stop], Any]) -> Any:
     """Run it in a thread; when this is cancelled its program is killed, and the thread's end awaited."""
-    stop = _Stop()
+    stop = Stop()
     running = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
         return await asyncio.shield(running)
@@ -202,7 +205,7 @@ async def _in_thread(work: Callable[[_Stop], Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sink:
+class Sink:
     """Where a backup's streams go, and who can read them."""
 
     storage: Storage
@@ -210,12 +213,14 @@ class _Sink:
     recipients: Sequence[Any]
 
     def take(self, source: sealing.Readable, kind: str, pace: sealing.Pace) -> manifest.Piece:
+        """Store a stream."""
         return sealing.seal(source, self.storage, self.backup, kind, recipients=self.recipients, pace=pace)
 
 
-def _dump(
-    command: Sequence[str], environ: Mapping[str, str], sink: _Sink, pace: sealing.Pace, stop: _Stop
+def stream(
+    command: Sequence[str], environ: Mapping[str, str], sink: Sink, kind: str, pace: sealing.Pace, stop: Stop
 ) -> manifest.Piece:
+    """Store what a program writes. Raises BackupFailed where it does not end well."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
@@ -223,7 +228,7 @@ def _dump(
         stop.watch(process)
         assert process.stdout is not None
         try:
-            return sink.take(_ToTheEnd(process, process.stdout, said), "database", pace)
+            return sink.take(_ToTheEnd(process, process.stdout, said), kind, pace)
         finally:
             process.kill()
             process.wait()
@@ -241,7 +246,7 @@ class _ToTheEnd:
     def read(self, size: int, /) -> bytes:
         data = self._output.read(size)
         if not data and self._process.wait():
-            raise failure("pg_dump", self._process.returncode, self._said)
+            raise failure(Path(self._process.args[0]).name, self._process.returncode, self._said)  # type: ignore[index,arg-type]
         return data
 
 
@@ -254,7 +259,7 @@ def failure(program: str, code: int, said: IO[bytes]) -> OxherdError:
     return BackupFailed(f"{program} failed: {words}", hint=hint)
 
 
-async def _store_queue(link: Link, keys: Keys, copy: queue.Copy, sink: _Sink) -> manifest.Piece:
+async def _store_queue(link: Link, keys: Keys, copy: queue.Copy, sink: Sink) -> manifest.Piece:
     channel: queues.Queue[bytes | BaseException | None] = queues.Queue(4)
     sealed = asyncio.ensure_future(asyncio.to_thread(sink.take, _FromQueue(channel), "queue", sealing.Pace()))
     try:
@@ -312,7 +317,8 @@ def _pattern(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _name() -> str:
+def new_name() -> str:
+    """Such as `2026-11-28T03-17-00Z-1f2e`: sorted by time, and never twice."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{secrets.token_hex(2)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PATIENCE = 900.0  # seconds for which a part is tried again before the whole upload is given up
 PAUSES = (1.0, 30.0)  # seconds between two tries
 REQUEST = "120s"  # for one request; a part is 8 MiB
+LEFT = 86_400.0  # seconds after which a half-written file has nobody who writes it
+_HALF = re.compile(r"\.(age|json)#\d+$")  # how obstore names what it writes before it is whole
 INSTALL = "pip install 'oxherd[backup]'"
 
 
@@ -134,7 +137,9 @@ class Storage:
         """Remove what a process that was killed left half written in a local folder; their names."""
         if self._folder is None:
             return []
-        left = [path for path in self._folder.rglob("*#*") if path.is_file()]
+        old = time.time() - LEFT
+        found = [path for path in self._folder.rglob("*#*") if _HALF.search(path.name) and path.is_file()]
+        left = [path for path in found if path.stat().st_mtime < old]
         for path in left:
             path.unlink(missing_ok=True)
         return [str(path.relative_to(self._folder)) for path in left]

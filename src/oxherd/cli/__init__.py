@@ -22,6 +22,7 @@ from oxherd.cli import (
     deploy,
     dev,
     enqueue,
+    env,
     gate,
     jobs,
     rotate,
@@ -93,6 +94,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(gate.app, name="gate")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(env.app, name="env")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")

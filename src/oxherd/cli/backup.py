@@ -299,6 +299,84 @@ def schedule(
         note("" if found else "no backups are scheduled")
 
 
+@app.command(epilog="\b\nExample:\n  oxherd backup base   # weekly; WAL is archived in between, see wal-push")
+def base(as_json: Json = False) -> None:
+    """Take a base backup of your own server, from which `rewind` goes to any moment after it."""
+    from oxherd.backup import pitr, runs
+    from oxherd.backup.storage import open_storage
+    from oxherd.ops.backup import audited
+
+    settings = _settings()
+    storage, address = open_storage(settings), runs.database_of(settings)
+
+    async def act(store: Store | None, told: Told) -> Any:
+        return await audited(store, "takeBase", pitr.take_base(address, storage, settings.backup_recipients, told=told))
+
+    made = _run(settings, act, quiet=as_json)
+    if as_json:
+        print_json(
+            {"name": made.name, "ended_at": made.ended_at, "bytes": made.piece.stored, "parts": len(made.piece.parts)}
+        )
+    else:
+        print(made.name)
+
+
+@app.command(
+    "wal-push",
+    epilog="\b\nIn postgresql.conf:\n  archive_mode = on\n  archive_command = 'oxherd backup wal-push %p'",
+)
+def wal_push(path: Annotated[Path, typer.Argument(help="A finished WAL file, or a folder of them.")]) -> None:
+    """Store finished WAL files, for Postgres's `archive_command`. Those of a folder are then removed."""
+    from oxherd.backup.pitr import push_wal
+    from oxherd.backup.storage import open_storage
+
+    settings = _settings()
+    for name in push_wal(path, open_storage(settings, patience=60), settings.backup_recipients):
+        note(f"stored {name}")
+
+
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup rewind --to 2026-11-28T09:41:00Z --data-dir /srv/pg-rewound\n"
+    "  oxherd backup rewind --to 2026-11-28T09:41:00Z --supabase"
+)
+def rewind(
+    to: Annotated[str, typer.Option("--to", metavar="TIME", help="The moment, with its zone: 2026-11-28T09:41:00Z.")],
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Make a data folder for your own server there.")
+    ] = None,
+    supabase: Annotated[bool, typer.Option("--supabase", help="Have Supabase do it, in place.")] = False,
+    identity_file: IdentityFile = None,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="REF", help="The project's ref, instead of typing it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go back to a moment: before a table was dropped, for example.
+
+    For your own server a new data folder is made from the last base backup before that moment and the archived WAL;
+    start a Postgres of the same version on it. On Supabase its own point-in-time recovery is used: **in place**, the
+    project is offline meanwhile, and what came after that moment is gone.
+    """
+    from oxherd.app import run_loop
+    from oxherd.ops import rewind as ops
+
+    moment, settings = ops.moment(to), _settings()
+    if supabase == (data_dir is not None):
+        raise UsageError("rewind needs one of --data-dir and --supabase")
+    if data_dir is not None:
+        with _bar(quiet=as_json) as told:
+            made = ops.into_folder(settings, _identity(identity_file), moment, data_dir, told, dry_run=dry_run)
+        words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
+    else:
+        made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
+        words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
+    if as_json:
+        print_json({"dry_run": dry_run, **made})
+    else:
+        print(f"would be done: {words}" if dry_run else words)
+
+
 def _confirmed(target: str, given: str | None) -> None:
     typed = given if given is not None else typer.prompt(f"Type {target} to go on", err=True)
     if typed != target:

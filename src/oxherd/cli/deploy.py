@@ -40,7 +40,7 @@ def status(service: Service = "", environment: Environment = "", as_json: Json =
     settings = _settings()
 
     async def ask() -> tuple[Place, list[Deployment], list[str]]:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             instance = await api.service_instance(place)
             found = await api.deployments(place, limit=10)
             return place, found, concerns(instance, grace=settings.shutdown_grace)
@@ -86,7 +86,7 @@ def logs(
     settings = _settings()
 
     async def ask() -> None:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             chosen = deployment or (await newest(api, place)).id
             if follow:
                 async for line in api.follow_logs(chosen, build=build):
@@ -119,16 +119,16 @@ def watch(
     from oxherd.ops.deploy import watch as to_its_end
 
     settings = _settings()
-    seconds, calm = _duration("--timeout", timeout), _duration("--settle", settle)
+    seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
 
     async def act() -> Watched:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             found = await newest(api, place, commit=commit, timeout=seconds)
             _say_which(found)
-            verify = None if no_verify else _verify(settings, api)
-            return await to_its_end(api, found, timeout=seconds, settle=calm, verify=verify, told=_tell)
+            verify = None if no_verify else verifier(settings, api)
+            return await to_its_end(api, found, timeout=seconds, settle=calm, verify=verify, told=tell)
 
-    _finish(_run(act()), as_json)
+    finish(_run(act()), as_json)
 
 
 @app.command(epilog="\b\nExample:\n  oxherd deploy redeploy --yes")
@@ -147,21 +147,21 @@ def redeploy(
     from oxherd.ops.plan import Plan
 
     settings = _settings()
-    seconds, calm = _duration("--timeout", timeout), _duration("--settle", settle)
+    seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
 
     async def act() -> Watched | None:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             latest = await deploy.newest(api, place)
             if not _agreed(Plan((deploy.redeploy_plan(place, latest),)), dry_run=dry_run, yes=yes, as_json=as_json):
                 return None
             made = await deploy.follow_up(api, place, lambda: api.redeploy(place))
             _say_which(made)
-            verify = None if no_verify else _verify(settings, api)
-            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=_tell)
-            await _record(settings, "deploy redeploy", place, done)
+            verify = None if no_verify else verifier(settings, api)
+            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
+            await keep_record(settings, "deploy redeploy", place, done)
             return done
 
-    _finish(_run(act()), as_json)
+    finish(_run(act()), as_json)
 
 
 @app.command(
@@ -190,22 +190,24 @@ def rollback(
     from oxherd.ops import deploy
 
     settings = _settings()
-    seconds, calm = _duration("--timeout", timeout), _duration("--settle", settle)
+    seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
 
     async def act() -> Watched | None:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             way = await deploy.way_back(api, place, to=to)
             way = deploy.forced(way) if restore_variables else way
             if not _agreed(deploy.rollback_plan(place, way), dry_run=dry_run, yes=yes, as_json=as_json):
                 return None
             made = await deploy.go_back(api, place, way)
             _say_which(made)
-            verify = None if no_verify else _verify(settings, api)
-            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=_tell)
-            await _record(settings, "deploy rollback", place, done, to=way.target.id, variables=way.restores_variables)
+            verify = None if no_verify else verifier(settings, api)
+            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
+            await keep_record(
+                settings, "deploy rollback", place, done, to=way.target.id, variables=way.restores_variables
+            )
             return done
 
-    _finish(_run(act()), as_json)
+    finish(_run(act()), as_json)
 
 
 @app.command(
@@ -230,18 +232,18 @@ def guard(
     from oxherd.ops import deploy
 
     settings = _settings()
-    seconds, calm = _duration("--timeout", timeout), _duration("--settle", settle)
+    seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
 
     async def act() -> deploy.Guarded:
-        async with _at(settings, service, environment) as (api, place):
+        async with railway_at(settings, service, environment) as (api, place):
             await _can_verify(settings)
             found = await deploy.newest(api, place, commit=commit, timeout=seconds)
             _say_which(found)
             done = await deploy.guard(
-                api, place, found, verify=_verify(settings, api), timeout=seconds, settle=calm, told=_tell
+                api, place, found, verify=verifier(settings, api), timeout=seconds, settle=calm, told=tell
             )
             back = {"to": done.way.target.id, "variables": done.way.restores_variables} if done.way else {}
-            await _record(settings, "deploy guard", place, done.watched, **back)
+            await keep_record(settings, "deploy guard", place, done.watched, **back)
             return done
 
     done = _run(act())
@@ -252,7 +254,7 @@ def guard(
     }
     if done.after is not None and not as_json:
         _show(done.after)
-    _finish(done.watched, as_json, **more)
+    finish(done.watched, as_json, **more)
 
 
 def _settings() -> Settings:
@@ -262,7 +264,8 @@ def _settings() -> Settings:
 
 
 @asynccontextmanager
-async def _at(settings: Settings, service: str, environment: str) -> AsyncIterator[tuple[Railway, Place]]:
+async def railway_at(settings: Settings, service: str, environment: str) -> AsyncIterator[tuple[Railway, Place]]:
+    """The API, and the service that the settings and these names mean."""
     from oxherd.cloud.railway import Railway
 
     async with Railway.of(settings) as api:
@@ -280,7 +283,8 @@ def _run(work: Any) -> Any:
     return run_loop(work)
 
 
-def _duration(option: str, text: str) -> float:
+def duration_of(option: str, text: str) -> float:
+    """Seconds; `option` is what errors name."""
     from oxherd.errors import UsageError
     from oxherd.settings import parse_duration
 
@@ -290,7 +294,7 @@ def _duration(option: str, text: str) -> float:
         raise UsageError(f"{option} {fault}") from None
 
 
-def _verify(settings: Settings, api: Railway) -> Verify:
+def verifier(settings: Settings, api: Railway) -> Verify:
     """`oxherd verify` of a deployment, with its own log, address and commit."""
     from oxherd.ops.verify import Asked
     from oxherd.ops.verify import verify as make_checks
@@ -305,7 +309,7 @@ def _verify(settings: Settings, api: Railway) -> Verify:
             settings.job_queue_name, settings.public_url or deployment.url or None, settings if has_redis else None,
             settings.api_token, commit=deployment.commit or None, logs=said,
         )  # fmt: skip
-        return await make_checks(asked, lambda check: _tell(f"{check.outcome:<7}  {check.name}: {check.found}"))
+        return await make_checks(asked, lambda check: tell(f"{check.outcome:<7}  {check.name}: {check.found}"))
 
     return verify
 
@@ -338,13 +342,15 @@ def _say_which(deployment: Deployment) -> None:
     note(f"{deployment.id}  {deployment.commit[:12]}  {deployment.message}".rstrip())
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line of progress, with its time."""
     from oxherd.clock import wall_ms
 
     note(f"{clock(wall_ms())}  {text}")
 
 
-async def _record(settings: Settings, action: str, place: Place, done: Watched, **more: Any) -> None:
+async def keep_record(settings: Settings, action: str, place: Place, done: Watched, **more: Any) -> None:
+    """Keep in the database what was done and how it ended."""
     from oxherd.ops.recording import record
     from oxherd.store import Operation
 
@@ -356,7 +362,7 @@ async def _record(settings: Settings, action: str, place: Place, done: Watched, 
     await record(settings, action, Operation("deploy", str(place), outcome, done.seconds, summary), note)
 
 
-def _finish(done: Watched | None, as_json: bool, **more: Any) -> None:
+def finish(done: Watched | None, as_json: bool, **more: Any) -> None:
     """Print how it ended, and exit with what that means."""
     if done is None:
         return

@@ -83,6 +83,15 @@ class SupabaseAdmin:
         """Take both JWT keys, or neither."""
         await self._rest.call("PUT", f"{self._project}/api-keys/legacy?enabled={str(enabled).lower()}")
 
+    async def backups(self) -> dict[str, Any]:
+        """The project's own backups; `physical_backup_data` has the window of `pitr_enabled`, Unix seconds."""
+        return cast(dict[str, Any], await self._rest.call("GET", f"{self._project}/database/backups"))
+
+    async def restore_to(self, unix: int) -> None:
+        """Go back to a moment, in place. The project is offline meanwhile, and what came after is gone."""
+        body = {"recovery_time_target_unix": unix}
+        await self._rest.call("POST", f"{self._project}/database/backups/restore-pitr", body)
+
     async def set_database_password(self, password: Secret) -> None:
         """Give the role `postgres` another password. The old one is refused at once."""
         await self._rest.call("PATCH", f"{self._project}/database/password", {"password": password.reveal()})

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from oxherd.actions import find_run, replay_run, spend_report
+from oxherd.actions import find_run, replay_run
 from oxherd.clock import wall_ms
 from oxherd.errors import NotFound
 from oxherd.queue import producer
@@ -296,7 +296,7 @@ async def _kept_agents(desk: Desk, limit: int, after: str) -> list[dict[str, Any
 
 async def get_spend(ask: Ask[models.SpendQuery, None]) -> dict[str, Any]:
     """What model calls cost."""
-    lines = await spend_report(ask.desk.stored, by=ask.params.by, days=ask.params.days)
+    lines = await ask.desk.levels.spend(ask.desk.stored, by=ask.params.by, days=ask.params.days)
     return {"lines": [dataclasses.asdict(line) for line in lines]}
 
 
@@ -560,8 +560,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
     Endpoint("listAgents", "GET", "/agents", "List agents: those of the program first, then those of the table.",
              "agents", list_agents, _M.AgentPage, params=_M.PageQuery),
-    Endpoint("getSpend", "GET", "/spend", "Sum up what model calls cost.", "spend", get_spend, _M.Spend,
-             params=_M.SpendQuery, errors=(501,)),
+    Endpoint("getSpend", "GET", "/spend", "Sum up what model calls cost, up to a minute ago.", "spend", get_spend,
+             _M.Spend, params=_M.SpendQuery, errors=(501,)),
     Endpoint("listCredentials", "GET", "/credentials", "List credentials by name; no answer has a value.",
              "credentials", list_credentials, _M.CredentialPage, params=_M.CredentialQuery, errors=(501,)),
 

@@ -17,14 +17,15 @@ from oxherd.queue.connection import Link
 from oxherd.queue.indicators import Indicators, Point
 from oxherd.queue.keys import Keys
 from oxherd.queue.registry import Registry
-from oxherd.store import Store
+from oxherd.store import SpendSum, Store
 from oxherd.telemetry.alerts import KINDS, Alert, Silence
 from oxherd.telemetry.slo import DAY, HOUR, Promises, Standing, worst_first
 from oxherd.web.shared import Shared
 
 MOMENT = 1.0  # seconds: what changes all the time
 WHILE = 5.0  # what workers write four times a minute
-LONGER = 15.0  # what takes a month's buckets, or the database
+LONGER = 15.0  # what takes a month's buckets
+SUMS = 60.0  # what takes a month's rows of the ledger
 
 SPANS = {"1h": (HOUR, 60), "6h": (6 * HOUR, 300), "24h": (DAY, 3600), "7d": (7 * DAY, 3600), "30d": (30 * DAY, 21600)}
 
@@ -149,14 +150,16 @@ class Levels:
         """Each worker's last sign of life, the liveliest first."""
         return await self._shared.ask("workers", MOMENT, self._registry.workers)
 
+    async def spend(self, store: Store, *, by: str, days: int) -> Sequence[SpendSum]:
+        """What was spent, summed as `actions.spend_report` does, up to a minute ago: a month may take a second."""
+        report = partial(spend_report, store, by=by, days=days)
+        return await self._shared.ask(("spend", by, days), SUMS, report)
+
     async def spent_today(self) -> Decimal | None:
         """US dollars of model calls since midnight UTC; None without a store."""
-        return await self._shared.ask("spent", LONGER, self._spent)
-
-    async def _spent(self) -> Decimal | None:
         if self._store is None:
             return None
-        return sum((line.cost_usd for line in await spend_report(self._store, by="day", days=1)), Decimal(0))
+        return sum((line.cost_usd for line in await self.spend(self._store, by="day", days=1)), Decimal(0))
 
     async def overview(self) -> Overview:
         """All that the first page shows at once."""

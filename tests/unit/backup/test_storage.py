@@ -152,10 +152,21 @@ def test_a_storage_that_is_away_is_given_up_in_the_end(configured):
 def test_what_a_killed_process_left_in_a_folder_is_swept(configured, tmp_path):
     storage = open_storage(configured(BACKUP_URL=str(tmp_path)))
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "part.age#1").write_bytes(b"half")
+    for name in ("part.age#1", "fresh.age#1", "yours #1"):
+        (tmp_path / "b" / name).write_bytes(b"half")
+    os.utime(tmp_path / "b" / "part.age#1", (1, 1))
+    os.utime(tmp_path / "b" / "yours #1", (1, 1))
     storage.put("b/part.age", b"whole")
     assert storage.sweep() == ["b/part.age#1"]
-    assert [each.name for each in storage.objects()] == ["b/part.age"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["fresh.age#1", "part.age", "yours #1"]
+
+
+def test_objects_of_others_under_the_same_prefix_are_never_deleted(configured, tmp_path):
+    storage = open_storage(configured(BACKUP_URL=str(tmp_path)))
+    for name in ("photos/1.jpg", "2026-11-28/report.pdf", "2026-11-28T01-02-03Z-abcd/database.zst.00000.age"):
+        storage.put(name, b"x")
+    found = catalogue.read(storage, now=time.time() + 2 * catalogue.ABANDONED)
+    assert found.abandoned == ("2026-11-28T01-02-03Z-abcd/database.zst.00000.age",)
 
 
 @pytest.mark.parametrize(

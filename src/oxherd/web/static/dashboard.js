@@ -29,7 +29,7 @@ async function refresh() {
   refreshing = true;
   last = Date.now();
   try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+    const answer = await fetch(location.href, { headers: { "x-refresh": "1" } });
     if (answer.redirected) { location.reload(); return; }
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const part of parts) {

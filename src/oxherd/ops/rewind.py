@@ -1,0 +1,85 @@
+"""Going back to a moment: with a base backup and WAL into a new data folder, or by Supabase in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from oxherd.backup import pitr, sealing
+from oxherd.backup.create import Told
+from oxherd.backup.storage import open_storage
+from oxherd.cloud.supabase_admin import SupabaseAdmin
+from oxherd.errors import BackupNotFound, UsageError
+from oxherd.ops.rotate_supabase import ref_of
+from oxherd.settings import Secret, Settings
+
+
+def moment(text: str) -> datetime:
+    """A moment with a time zone. Raises UsageError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError("--to must be a time such as 2026-11-28T09:41:00Z") from None
+    if found.tzinfo is None:
+        raise UsageError("--to has no time zone", hint=f"{text}Z is UTC")
+    if found > datetime.now(UTC):
+        raise UsageError("--to has not come yet")
+    return found
+
+
+def into_folder(
+    settings: Settings, identity: Sequence[Secret], to: datetime, folder: Path, told: Told, *, dry_run: bool
+) -> dict[str, Any]:
+    """Make a data folder that recovers to a moment; or say from which base. Raises as `pitr.rewind`."""
+    storage = open_storage(settings)
+    if dry_run:
+        base = next((each for each in pitr.bases(storage) if each.ended_at <= to.timestamp() * 1000), None)
+        if base is None:
+            raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
+        return {"base": base.name, "to": to.isoformat()}
+    identities = sealing.identities_of(identity or settings.backup_identity)
+    done = pitr.rewind(storage, identities, to, folder, told=told)
+    return {"base": done.base, "to": done.to, "segments": done.segments}
+
+
+async def supabase(
+    settings: Settings, to: datetime, confirmed: Callable[[str], None], note: Callable[[str], None], *, dry_run: bool
+) -> dict[str, Any]:
+    """Have Supabase go back to a moment, in place, after the project's ref was typed.
+
+    Parameters:
+        settings: the project and the token.
+        to: the moment.
+        confirmed: raises unless the ref was typed.
+        note: tells the window.
+        dry_run: ask nothing of it.
+
+    Raises:
+        UsageError: it has no point-in-time recovery, or not so far.
+        ServiceUnreachable, ServiceRefused: it did not take it.
+    """
+    if settings.supabase_access_token is None:
+        raise UsageError("SUPABASE_ACCESS_TOKEN is missing; Supabase's Management API wants a personal access token")
+    ref, unix = ref_of(settings), int(to.timestamp())
+    async with SupabaseAdmin(settings.supabase_api_url, settings.supabase_access_token, ref) as api:
+        found = await api.backups()
+        window = found.get("physical_backup_data") or {}
+        first, last = window.get("earliest_physical_backup_date_unix"), window.get("latest_physical_backup_date_unix")
+        if not found.get("pitr_enabled") or first is None or last is None:
+            raise UsageError(
+                f"project {ref} has no point-in-time recovery", hint="it is an add-on; oxherd backup restore needs none"
+            )
+        note(f"it can go back to any moment from {_shown(first)} to {_shown(last)}")
+        if not first <= unix <= last:
+            raise UsageError(f"{to.isoformat()} is not within that")
+        if not dry_run:
+            note("in place: the project is offline meanwhile, and what came after that moment is gone")
+            confirmed(ref)
+            await api.restore_to(unix)
+    return {"project": ref, "to": _shown(unix)}
+
+
+def _shown(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat()
