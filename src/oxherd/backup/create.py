@@ -138,7 +138,7 @@ async def _take(
     client = await asyncio.to_thread(tools.fitting, server.major, tls=server.tls)
     scope = facts.Scope(source.only, facts.MANAGED if server.supabase else ())
     snapshot = await connection.fetchval("select pg_catalog.pg_export_snapshot()")
-    environ = client.environ(tools.connection_environ(source.address, tls=server.tls))
+    environ = client.variables(tools.connection_environ(source.address, tls=server.tls))
     command = [client.program("pg_dump"), *DUMP, f"--snapshot={snapshot}", *_selection(scope, supabase=server.supabase)]
     sink = Sink(storage, name, recipients)
     pace = sealing.Pace(source.limit, lambda done: told("database", done, server.bytes))

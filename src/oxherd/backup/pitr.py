@@ -71,7 +71,7 @@ async def take_base(address: Address, storage: Storage, recipients: Sequence[str
         await connection.close()
     client = await asyncio.to_thread(tools.fitting, server.major, tls=server.tls)
     name = create.new_name()
-    environ = client.environ(tools.connection_environ(address, tls=server.tls))
+    environ = client.variables(tools.connection_environ(address, tls=server.tls))
     sink = create.Sink(storage, f"{BASES}/{name}", sealing.recipients_of(recipients))
     pace = sealing.Pace(told=lambda done: told("base", done, server.bytes))
     command = [client.program("pg_basebackup"), *BASE]
@@ -174,7 +174,7 @@ def _check(base: Base, folder: Path) -> None:
     """Have PostgreSQL compare every file with the base backup's own manifest."""
     client = tools.fitting(base.server, tls=False)
     command = [client.program("pg_verifybackup"), "--no-parse-wal", str(folder)]
-    done = subprocess.run(command, env=client.environ(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=client.variables(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise BackupFailed(f"pg_verifybackup failed: {done.stderr.strip()[:400]}")
 
