@@ -218,9 +218,15 @@ class Sink:
 
 
 def stream(
-    command: Sequence[str], environ: Mapping[str, str], sink: Sink, kind: str, pace: sealing.Pace, stop: Stop
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    sink: Sink,
+    kind: str,
+    pace: sealing.Pace,
+    stop: Stop,
+    through: Callable[[sealing.Readable], sealing.Readable] = lambda source: source,
 ) -> manifest.Piece:
-    """Store what a program writes. Raises BackupFailed where it does not end well."""
+    """Store what a program writes, as it comes out of `through`. Raises BackupFailed where it does not end well."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
@@ -228,7 +234,7 @@ def stream(
         stop.watch(process)
         assert process.stdout is not None
         try:
-            return sink.take(_ToTheEnd(process, process.stdout, said), kind, pace)
+            return sink.take(through(_ToTheEnd(process, process.stdout, said)), kind, pace)
         finally:
             process.kill()
             process.wait()
