@@ -15,6 +15,7 @@ from dashboard_place import FLAGS, PASSWORD, Place, axe, chromium
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from oxherd.clock import wall_ms
+from oxherd.embedded.valkey import Valkey
 from oxherd.queue.alertbook import AlertBook
 from oxherd.telemetry.alerts import Alert, Looked
 
@@ -26,6 +27,7 @@ SHOTS = Path(__file__).parents[2] / "docs/img"
 VIOLATIONS = """(options) => axe.run(options).then((found) => found.violations
   .filter((each) => ["serious", "critical"].includes(each.impact))
   .map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html + " " + node.failureSummary)]))"""
+expect.set_options(timeout=10_000)
 WANTED = os.environ.get("OXHERD_SCREENSHOTS") == "true"  # the pictures of docs/dashboard.md are made anew
 SHOWN = {"overview-light", "overview-dark", "run-light", "dead-dark"}
 
@@ -40,11 +42,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def place(oxherd_valkey, oxherd_postgres, oxherd_schema) -> Iterator[Place]:
+def place(oxherd_postgres, oxherd_schema) -> Iterator[Place]:
     chromium()
-    oxherd_valkey.clear()
     database = f"dashboard_{os.getpid()}"
-    with Place(oxherd_valkey.url, oxherd_postgres.create_database(database, template=oxherd_schema)) as one:
+    runs_url = oxherd_postgres.create_database(database, template=oxherd_schema)
+    with Valkey(tcp=True) as own, Place(own.url, runs_url) as one:  # the shared one is emptied by other tests
         yield one
     oxherd_postgres.drop_database(database)
 

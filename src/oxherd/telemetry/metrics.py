@@ -34,7 +34,6 @@ ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 UNKNOWN = "_unknown"
 OTHER = "_other"
 MOST_NAMES = 50  # agents, and models, and tools, that get series of their own
-MOST_ENDS = 256  # ends of jobs that are noted before they are counted
 _SUFFIXES = {"counter": "_total", "info": "_info"}
 _FINAL = frozenset({"completed", "failed"})
 
@@ -214,17 +213,6 @@ class Times:
         return list(zip(bounds, accumulate(self._counts), strict=True))
 
 
-class _First(Collector):
-    """Is asked before all other series: brings them up to date."""
-
-    def __init__(self, update: Callable[[], None]) -> None:
-        self._update = update
-
-    def collect(self) -> Iterator[Any]:
-        self._update()
-        return iter(())
-
-
 class Metrics:
     """All series of one worker, kept up to date by events from `attach` on.
 
@@ -239,9 +227,7 @@ class Metrics:
         self._names: dict[str, set[str]] = {"agent": set(), "model": set(), "tool": set(), "server": set()}
         self._ended: dict[tuple[str, str, str], Counter] = {}
         self._timed: dict[str, tuple[Times, Times, Times]] = {}
-        self._ends: list[events.JobEnded] = []
         self.registry = CollectorRegistry()
-        self.registry.register(_First(self._count_ends))
         ProcessCollector(registry=self.registry)
         self._series: dict[str, Any] = {row.name: self._made(row) for row in SERIES}
         self._series["store_up"].set(1)
@@ -307,7 +293,7 @@ class Metrics:
             events.WorkerWarned: lambda _: of["warnings"].inc(),
             events.WorkerDraining: lambda _: of["draining"].set(1),
             events.JobsAdded: lambda event: of["jobs_added"].labels(event.outcome).inc(event.count),
-            events.JobEnded: self._note_end,
+            events.JobEnded: self._job_ended,
             events.JobCancelRequested: lambda _: of["job_cancel_requests"].inc(),
             events.JobStalled: lambda _: of["jobs_stalled"].inc(),
             events.JobsPutAside: lambda event: of["jobs_put_aside"].inc(event.count),
@@ -364,17 +350,6 @@ class Metrics:
         name = self._job_name(event.job)
         self._series["approvals"].labels(name, "approved" if event.approved else "denied").inc()
         self._series["approval_wait_seconds"].labels(name).observe(event.waited_s)
-
-    def _note_end(self, event: events.JobEnded) -> None:
-        # Counted together: one by one, between all that a job takes, the code for it is in no cache of the processor.
-        self._ends.append(event)
-        if len(self._ends) >= MOST_ENDS:
-            self._count_ends()
-
-    def _count_ends(self) -> None:
-        ends, self._ends = self._ends, []
-        for event in ends:
-            self._job_ended(event)
 
     def _job_ended(self, event: events.JobEnded) -> None:
         name = self._job_name(event.job)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds for all that a page asks
 PATIENCE_AWAY = 0.5  # seconds for Redis to come back, where it was away already
 SAID = "oxherd_said"  # a cookie: what came of an action, for the page after it
+REFRESH = "x-refresh"  # a header of requests that the script makes
 PAGES = {
     "/": "overview", "/jobs": "jobs", "/jobs/{id:path}": "run", "/runs": "runs", "/runs/{id:path}": "run",
     "/dead": "dead", "/agents": "agents", "/spend": "spend", "/schedules": "schedules", "/approvals": "approvals",
@@ -118,7 +119,8 @@ def render(view: View, name: str, shown: dict[str, object], status: int = 200) -
     """A page for somebody who may see it, with what came of their last action."""
     from oxherd.web.dashboard_templates import page
 
-    said = unquote(view.request.cookies.get(SAID, ""))
+    # A page that renews itself in the background has nobody who would read it.
+    said = "" if REFRESH in view.request.headers else unquote(view.request.cookies.get(SAID, ""))
     bad, _, words = said.partition(":")
     response = _html(
         page(
