@@ -66,7 +66,7 @@ def measure(given: argparse.Namespace, folder: Path, server: Postgres) -> None:
         "BACKUP_IDENTITY": identity.reveal(),
     }  # fmt: skip
     client = tools.fitting(18, tls=False)
-    connection = client.environ(tools.connection_environ(tools.address_of(url), tls=False))
+    connection = client.variables(tools.connection_environ(tools.address_of(url), tls=False))
     times: dict[str, list[float]] = {"pg_dump -Fd -j2": [], "pg_dump -Fd -j2 -Z0": [], "oxherd backup create": []}
     memory = 0
     for _ in range(given.rounds):

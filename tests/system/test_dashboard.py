@@ -27,6 +27,7 @@ SHOTS = Path(__file__).parents[2] / "docs/img"
 VIOLATIONS = """(options) => axe.run(options).then((found) => found.violations
   .filter((each) => ["serious", "critical"].includes(each.impact))
   .map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html + " " + node.failureSummary)]))"""
+expect.set_options(timeout=10_000)
 WANTED = os.environ.get("OXHERD_SCREENSHOTS") == "true"  # the pictures of docs/dashboard.md are made anew
 SHOWN = {"overview-light", "overview-dark", "run-light", "dead-dark"}
 

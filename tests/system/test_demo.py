@@ -162,8 +162,9 @@ def test_a_kept_demo_can_be_looked_into_and_ends_with_nothing_running(tmp_path, 
         dead = ask(folder, "jobs", "dead", "--json")
         assert [group["name"] for group in json.loads(dead.stdout)] == ["invoice.send"]
         assert json.loads(ask(folder, "enqueue", "oxherd.echo", '{"a": 1}', "--wait").stdout) == {"a": 1}
-        with urlopen(re.search(r"curl (http://\S+/health)", shown)[1]) as answer:
-            assert answer.status == 200
+        for address in (r"curl (http://\S+/health)", r"The dashboard: (http://\S+)"):
+            with urlopen(re.search(address, shown)[1]) as answer:
+                assert answer.status == 200
         with watched(descendants(demo.pid)) as processes:
             demo.send_signal(number)
             assert demo.wait(30) == 0
@@ -243,6 +244,7 @@ def test_dev_reloads_a_changed_file_survives_a_broken_one_and_keeps_its_data(pro
     home, port = project / ".oxherd", str(free_port())
     with running(project, "dev", "--app", "shop:herd", PORT=port) as dev:
         shown = read_until(dev, "Ctrl-C ends")
+        assert f"The dashboard: http://127.0.0.1:{port}\n" in shown
         assert f"http://127.0.0.1:{port}/health" in shown
         assert ask(home, "enqueue", "version", "--wait").stdout == "1\n"
         (project / "shop.py").write_text("this is no Python\n")

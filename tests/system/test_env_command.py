@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from oxherd.vault.keyring import KeyRing
 from oxherd.vault.vault import Vault
 
 needs_contract = pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
+MODEL_KEY = secrets.token_hex(24)
+SERVICE_KEY, PUBLIC_KEY = f"sb_secret_{secrets.token_hex(16)}", f"sb_publishable_{secrets.token_hex(16)}"
 TOKEN = "obviously-fake-token-0123"
 
 
@@ -111,21 +114,33 @@ async def test_the_services_are_asked_and_a_stored_credential_tells_a_wrong_key(
     await store.stop()
 
     async def told(request: web.Request) -> web.Response:
-        if request.headers["authorization"] != "Bearer sk-or-v1-00112233445566778899":
+        if request.headers["authorization"] != f"Bearer {MODEL_KEY}":
             return web.json_response({"error": {"code": 401, "message": "User not found."}}, status=401)
         return web.json_response({"data": {"limit": 10, "limit_remaining": 7.5, "is_management_key": False}})
 
+    async def rest(request: web.Request) -> web.Response:
+        known = request.headers["apikey"] in {SERVICE_KEY, PUBLIC_KEY}
+        return web.json_response({}, status=200 if known else 401)
+
+    async def users(request: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if request.headers["apikey"] == SERVICE_KEY else 403)
+
     server = web.Application()
     server.router.add_get("/api/v1/key", told)
+    server.router.add_get("/rest/v1/", rest)
+    server.router.add_get("/auth/v1/admin/users", users)
     runner = web.AppRunner(server)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = f"http://127.0.0.1:{runner.addresses[0][1]}"
     base = {
-        "REDIS_URL": redis_url, "DATABASE_URL": runs_url,
-        "OPENROUTER_BASE_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/api/v1",
+        "REDIS_URL": redis_url, "DATABASE_URL": runs_url, "SUPABASE_URL": address,
+        "OPENROUTER_BASE_URL": f"{address}/api/v1",
     }  # fmt: skip
-    good = {**base, "ENCRYPTION_KEY": key, "OPENROUTER_API_KEY": "sk-or-v1-00112233445566778899"}
-    bad = {**base, "ENCRYPTION_KEY": new_key(), "OPENROUTER_API_KEY": "sk-or-v1-998877665544332211"}
+    good = {**base, "ENCRYPTION_KEY": key, "OPENROUTER_API_KEY": MODEL_KEY}
+    good["SUPABASE_SERVICE_ROLE_KEY"] = SERVICE_KEY
+    bad = {**base, "ENCRYPTION_KEY": new_key(), "OPENROUTER_API_KEY": new_key()}
+    bad["SUPABASE_SERVICE_ROLE_KEY"] = PUBLIC_KEY
     try:
         (fine, out, _), (wrong, said, _) = await asyncio.gather(
             oxherd("check", "--probe", "--json", folder=tmp_path, **good),
@@ -140,10 +155,12 @@ async def test_the_services_are_asked_and_a_stored_credential_tells_a_wrong_key(
     assert probes["database"] == ("passed", "postgres answers, and is migrated")
     assert probes["encryption key"] == ("passed", "it opens a stored credential")
     assert probes["openrouter"] == ("passed", "valid, with $7.50 left")
+    assert probes["supabase"] == ("passed", "REST answers with HTTP 200; the key acts as service_role")
     assert key not in out
     assert wrong == 1
     assert "it does not open a stored credential" in said
     assert "the key is refused with HTTP 401" in said
+    assert "the key is no service key (HTTP 403)" in said
 
 
 async def test_values_go_to_pipes_and_keys_are_made_that_fit(tmp_path):

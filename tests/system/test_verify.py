@@ -124,6 +124,21 @@ async def test_a_worker_with_a_closed_gate_fails_with_the_command_that_opens_it(
     assert "oxherd gate open" in check(report, "health").fix
 
 
+async def test_failed_jobs_are_told_of_and_too_many_of_its_own_fail_the_deployment(
+    start: Start, asked: Callable[..., Asked], stage: Stage
+) -> None:
+    worker = await start()
+    await stage.finished(*[await stage.add("nobody's") for _ in range(10)])
+    url = f"http://127.0.0.1:{worker.port}"
+    report = await verify(asked(url=url))
+    assert not report.ok
+    assert check(report, "dead letters").outcome == "warned"
+    assert check(report, "dead letters").found == "10 jobs failed for good within the hour, 10 are kept"
+    assert check(report, "error rate").outcome == "failed"
+    assert check(report, "error rate").found == "10 of 11 attempts failed since it started"
+    assert (await verify(asked(url=url, error_rate=1.0))).ok
+
+
 async def test_an_agent_is_run_for_real_and_its_cap_holds(
     redis_url: str, queue_name: str, asked: Callable[..., Asked]
 ) -> None:

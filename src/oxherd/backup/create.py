@@ -138,7 +138,7 @@ async def _take(
     client = await asyncio.to_thread(tools.fitting, server.major, tls=server.tls)
     scope = facts.Scope(source.only, facts.MANAGED if server.supabase else ())
     snapshot = await connection.fetchval("select pg_catalog.pg_export_snapshot()")
-    environ = client.environ(tools.connection_environ(source.address, tls=server.tls))
+    environ = client.variables(tools.connection_environ(source.address, tls=server.tls))
     command = [client.program("pg_dump"), *DUMP, f"--snapshot={snapshot}", *_selection(scope, supabase=server.supabase)]
     sink = Sink(storage, name, recipients)
     pace = sealing.Pace(source.limit, lambda done: told("database", done, server.bytes))
@@ -218,9 +218,15 @@ class Sink:
 
 
 def stream(
-    command: Sequence[str], environ: Mapping[str, str], sink: Sink, kind: str, pace: sealing.Pace, stop: Stop
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    sink: Sink,
+    kind: str,
+    pace: sealing.Pace,
+    stop: Stop,
+    through: Callable[[sealing.Readable], sealing.Readable] = lambda source: source,
 ) -> manifest.Piece:
-    """Store what a program writes. Raises BackupFailed where it does not end well."""
+    """Store what a program writes, as it comes out of `through`. Raises BackupFailed where it does not end well."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
@@ -228,7 +234,7 @@ def stream(
         stop.watch(process)
         assert process.stdout is not None
         try:
-            return sink.take(_ToTheEnd(process, process.stdout, said), kind, pace)
+            return sink.take(through(_ToTheEnd(process, process.stdout, said)), kind, pace)
         finally:
             process.kill()
             process.wait()

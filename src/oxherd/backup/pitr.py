@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import orjson
 
@@ -24,6 +26,7 @@ from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, UsageErro
 from oxherd.store.address import FAULTS, Address
 
 BASES, WAL, INDEX = "pitr/base", "pitr/wal", "base.json"
+FILES = "backup_manifest"  # PostgreSQL's list of files and their checksums: what an incremental one is taken after
 BASE = ("--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast", "--no-password")
 _SEGMENT = re.compile(r"[0-9A-F]{24}(\.[0-9A-F]{8}\.backup)?|[0-9A-F]{8}\.history")
 _START = re.compile(r"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
@@ -37,12 +40,14 @@ class Base:
         name: its own.
         ended_at: from this moment on it can be gone back to, wall ms.
         server: the major version; the same one has to run it.
+        after: the base backup that it has only the changes since; None for a whole one.
         piece: what is stored.
     """
 
     name: str
     ended_at: int
     server: int
+    after: str | None
     piece: manifest.Piece
 
 
@@ -55,10 +60,18 @@ class Rewound:
     to: str
 
 
-async def take_base(address: Address, storage: Storage, recipients: Sequence[str], *, told: Told = quiet) -> Base:
+async def take_base(
+    address: Address, storage: Storage, recipients: Sequence[str], *, incremental: bool = False, told: Told = quiet
+) -> Base:
     """Take a base backup with `pg_basebackup`, through a replication connection.
 
+    Parameters:
+        address, storage, recipients: what, where to, and for whom.
+        incremental: only what changed since the last one; the server needs `summarize_wal = on`.
+        told: how far it is.
+
     Raises:
+        BackupNotFound: an incremental one, and there is none before it.
         BackupFailed: with what it said, such as that the login may not replicate.
         StoreUnreachable, ServiceUnreachable, ServiceRefused, UsageError: nothing is kept.
     """
@@ -71,15 +84,82 @@ async def take_base(address: Address, storage: Storage, recipients: Sequence[str
         await connection.close()
     client = await asyncio.to_thread(tools.fitting, server.major, tls=server.tls)
     name = create.new_name()
-    environ = client.environ(tools.connection_environ(address, tls=server.tls))
+    environ = client.variables(tools.connection_environ(address, tls=server.tls))
     sink = create.Sink(storage, f"{BASES}/{name}", sealing.recipients_of(recipients))
     pace = sealing.Pace(told=lambda done: told("base", done, server.bytes))
-    command = [client.program("pg_basebackup"), *BASE]
-    piece = await create.in_thread(lambda stop: create.stream(command, environ, sink, "base", pace, stop))
-    made = Base(name, wall_ms(), server.major, piece)
-    index = {"name": name, "ended_at": made.ended_at, "server": made.server, "piece": piece}
-    await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(index))
+    before = await asyncio.to_thread(_newest, storage) if incremental else None
+    with tempfile.NamedTemporaryFile(prefix="oxherd-") as file:
+        command = [client.program("pg_basebackup"), *BASE]
+        if before is not None:
+            file.write(sealing.unzipped(storage.get(f"{BASES}/{before.name}/{FILES}.zst")))
+            file.flush()
+            command.append(f"--incremental={file.name}")
+        with _Look() as look:
+            piece = await create.in_thread(
+                lambda stop: create.stream(command, environ, sink, "base", pace, stop, look.over)
+            )
+    files = look.found()
+    await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", sealing.zipped(files))
+    made = Base(name, wall_ms(), server.major, before.name if before else None, piece)
+    await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(made))
     return made
+
+
+def _newest(storage: Storage) -> Base:
+    found = bases(storage)
+    if not found:
+        raise BackupNotFound("there is no base backup yet", hint="oxherd backup base, without --incremental")
+    return found[0]
+
+
+class _Look:
+    """Reads PostgreSQL's list of files out of a tar that goes by."""
+
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self._source = os.fdopen(read, "rb")
+        self._sink = os.fdopen(write, "wb")
+        self._list = b""
+        self._thread = threading.Thread(target=self._read, name="oxherd-tar", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sink.close()
+        self._thread.join()
+        self._source.close()
+
+    def over(self, source: sealing.Readable) -> sealing.Readable:
+        """The same stream, looked at."""
+        return _Seen(source, self._sink)
+
+    def found(self) -> bytes:
+        """The list, once the stream has ended. Raises BackupDamaged where there was none."""
+        if not self._list:
+            raise BackupDamaged("pg_basebackup sent no list of its files")
+        return self._list
+
+    def _read(self) -> None:
+        with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=self._source, mode="r|") as archive:
+            for member in archive:
+                if member.name.removeprefix("./") == FILES:
+                    file = archive.extractfile(member)
+                    self._list = file.read() if file else b""
+        while self._source.read(sealing.CHUNK):  # what comes after the archive's end
+            pass
+
+
+class _Seen:
+    def __init__(self, source: sealing.Readable, sink: IO[bytes]) -> None:
+        self._source = source
+        self._sink = sink
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self._sink.write(data)
+        return data
 
 
 def push_wal(path: Path, storage: Storage, recipients: Sequence[str]) -> list[str]:
@@ -126,9 +206,7 @@ def rewind(storage: Storage, identities: Sequence[Any], to: datetime, folder: Pa
     base = next((each for each in bases(storage) if each.ended_at <= to.timestamp() * 1000), None)
     if base is None:
         raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    _unpack(storage, base, identities, folder, told)
+    _put_together(storage, base, identities, folder, told)
     _check(base, folder)
     wal = folder / "oxherd_wal"
     wal.mkdir(mode=0o700)
@@ -140,6 +218,27 @@ def rewind(storage: Storage, identities: Sequence[Any], to: datetime, folder: Pa
         file.write("recovery_target_action = 'promote'\narchive_mode = 'off'\n")
     (folder / "recovery.signal").touch(mode=0o600)
     return Rewound(base.name, segments, moment)
+
+
+def _put_together(storage: Storage, base: Base, identities: Sequence[Any], folder: Path, told: Told) -> None:
+    """Unpack a base backup; an incremental one with all before it, which PostgreSQL then combines."""
+    known = {each.name: each for each in bases(storage)}
+    chain = [base]
+    while (after := chain[0].after) is not None:
+        if after not in known:
+            raise BackupDamaged(f"{chain[0].name} has only the changes since {after}, which is gone")
+        chain.insert(0, known[after])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if len(chain) == 1:
+        _unpack(storage, base, identities, folder, told)
+        return
+    with tempfile.TemporaryDirectory(prefix=".oxherd-", dir=folder.parent) as work:
+        parts = [Path(work) / each.name for each in chain]
+        for each, part in zip(chain, parts, strict=True):
+            part.mkdir(mode=0o700)
+            _unpack(storage, each, identities, part, told)
+        _tool(base, "pg_combinebackup", *map(str, parts), f"--output={folder}", "--copy")
 
 
 def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Path, told: Told) -> None:
@@ -172,11 +271,15 @@ def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Pat
 
 def _check(base: Base, folder: Path) -> None:
     """Have PostgreSQL compare every file with the base backup's own manifest."""
+    _tool(base, "pg_verifybackup", "--no-parse-wal", str(folder))
+
+
+def _tool(base: Base, program: str, *words: str) -> None:
     client = tools.fitting(base.server, tls=False)
-    command = [client.program("pg_verifybackup"), "--no-parse-wal", str(folder)]
-    done = subprocess.run(command, env=client.environ(), capture_output=True, text=True, check=False)
+    command = [client.program(program), *words]
+    done = subprocess.run(command, env=client.variables(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BackupFailed(f"pg_verifybackup failed: {done.stderr.strip()[:400]}")
+        raise BackupFailed(f"{program} failed: {done.stderr.strip()[:400]}")
 
 
 def _first(folder: Path) -> str:
@@ -206,4 +309,5 @@ def _base(storage: Storage, name: str) -> Base:
     data = orjson.loads(storage.get(name))
     piece = data["piece"]
     parts = tuple(manifest.Part(**part) for part in piece["parts"])
-    return Base(data["name"], data["ended_at"], data["server"], manifest.Piece(piece["kind"], piece["raw"], parts))
+    stored = manifest.Piece(piece["kind"], piece["raw"], parts)
+    return Base(data["name"], data["ended_at"], data["server"], data["after"], stored)

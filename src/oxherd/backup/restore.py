@@ -115,7 +115,7 @@ async def fill(
             await _refuse_table(connection, backup, table, address.shown)
         filled = Filled(server)
         used = await asyncio.to_thread(_client, server)
-        environ = used.environ(tools.connection_environ(address, tls=server.tls))
+        environ = used.variables(tools.connection_environ(address, tls=server.tls))
         entries = await asyncio.to_thread(_entries, backup, used)
         await _prepare(connection, backup, filled, entries, table)
         superuser = await connection.fetchval("select current_setting('is_superuser') = 'on'")
@@ -191,7 +191,7 @@ class _Entry:
 
 
 def _entries(backup: Opened, client: tools.Client) -> list[_Entry]:
-    listing = _run_on_dump(backup, [client.program("pg_restore"), "--list"], client.environ(), quiet).decode()
+    listing = _run_on_dump(backup, [client.program("pg_restore"), "--list"], client.variables(), quiet).decode()
     found = []
     for line in listing.splitlines():
         if line.startswith(";") or not line.strip():

@@ -128,6 +128,16 @@ def seal_text(raw: bytes, recipients: Sequence[Any]) -> str:
     return base64.b64encode(_age().encrypt(_zstd().compress(raw), recipients)).decode()
 
 
+def zipped(raw: bytes) -> bytes:
+    """Something small, compressed."""
+    return bytes(_zstd().compress(raw))
+
+
+def unzipped(data: bytes) -> bytes:
+    """What `zipped` compressed."""
+    return bytes(_zstd().decompress(data))
+
+
 def open_text(text: str, identities: Sequence[Any]) -> bytes:
     """What `seal_text` sealed. Raises BackupDamaged."""
     age = _age()

@@ -55,7 +55,7 @@ class Client:
         """The path of one of the programs."""
         return str(self.folder / name)
 
-    def environ(self, connection: Mapping[str, str] | None = None) -> dict[str, str]:
+    def variables(self, connection: Mapping[str, str] | None = None) -> dict[str, str]:
         """The whole environment to run one with: nothing of ours leaks into it, and no secret is an argument.
 
         Parameters:

@@ -299,8 +299,16 @@ def schedule(
         note("" if found else "no backups are scheduled")
 
 
-@app.command(epilog="\b\nExample:\n  oxherd backup base   # weekly; WAL is archived in between, see wal-push")
-def base(as_json: Json = False) -> None:
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup base                 # weekly; WAL is archived in between, see wal-push\n"
+    "  oxherd backup base --incremental   # daily"
+)
+def base(
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Only what changed since the last one; needs summarize_wal = on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Take a base backup of your own server, from which `rewind` goes to any moment after it."""
     from oxherd.backup import pitr, runs
     from oxherd.backup.storage import open_storage
@@ -310,7 +318,8 @@ def base(as_json: Json = False) -> None:
     storage, address = open_storage(settings), runs.database_of(settings)
 
     async def act(store: Store | None, told: Told) -> Any:
-        return await audited(store, "takeBase", pitr.take_base(address, storage, settings.backup_recipients, told=told))
+        work = pitr.take_base(address, storage, settings.backup_recipients, incremental=incremental, told=told)
+        return await audited(store, "takeBase", work)
 
     made = _run(settings, act, quiet=as_json)
     if as_json:

@@ -14,7 +14,7 @@ from fakes.key_services import REF, FakeSupabaseApi
 from oxherd.backup import pitr, sealing, tools
 from oxherd.backup.storage import open_storage
 from oxherd.embedded.postgres import Postgres
-from oxherd.errors import BackupDamaged, BackupNotFound, UsageError
+from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, UsageError
 from oxherd.ops import rewind
 from oxherd.settings import load
 
@@ -26,7 +26,7 @@ def archiving(tmp_path):
     spool.mkdir()
     reachable(tmp_path)
     config = {
-        "archive_mode": "on", "archive_command": f"cp %p {spool}/%f", "fsync": "off", "max_wal_size": "256MB",
+        "archive_mode": "on", "archive_command": f"cp %p {spool}/%f", "fsync": "off", "summarize_wal": "on",
     }  # fmt: skip
     with Postgres(tmp_path / "live", config=config) as server:
         yield server, spool
@@ -45,8 +45,13 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     storage, identities = open_storage(settings), sealing.identities_of([keys[1]])
     asyncio.run(execute(server.url, "create table t as select generate_series(1, 1000) i"))
     early = datetime.now(UTC)
-    base = asyncio.run(pitr.take_base(tools.address_of(server.url), storage, settings.backup_recipients))
-    asyncio.run(execute(server.url, "insert into t select generate_series(1, 500)"))
+    address = tools.address_of(server.url)
+    whole = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients))
+    asyncio.run(execute(server.url, "insert into t select generate_series(1, 300)"))
+    base = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
+    assert base.after == whole.name
+    assert base.piece.stored < whole.piece.stored / 10
+    asyncio.run(execute(server.url, "insert into t select generate_series(1, 200)"))
     moment = asyncio.run(value(server.url, "select clock_timestamp()"))
     asyncio.run(execute(server.url, "drop table t"))
     segment = asyncio.run(value(server.url, "select pg_walfile_name(pg_switch_wal())"))
@@ -79,6 +84,18 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     part.write_bytes(damaged)
     with pytest.raises(BackupDamaged):
         pitr.rewind(storage, identities, moment, tmp_path / "damaged")
+
+
+def test_a_base_backup_that_can_not_be_taken_says_why_and_is_not_kept(postgres, configured):
+    settings = configured(DATABASE_URL=postgres.url)
+    storage = open_storage(settings)
+    address = tools.address_of(postgres.url)
+    with pytest.raises(BackupNotFound, match="no base backup yet"):
+        asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
+    made = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients))
+    with pytest.raises(BackupFailed, match="WAL summarization"):
+        asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
+    assert [each.name for each in pitr.bases(storage)] == [made.name]
 
 
 def test_what_is_no_wal_file_is_refused(configured, tmp_path):

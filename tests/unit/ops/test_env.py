@@ -45,7 +45,7 @@ def test_nothing_is_wrong_with_variables_that_fit() -> None:
         ({"API_TOKEN": "aaaaaaaabbbbbbbb"}, "API_TOKEN", "weak"),
         ({"ALERT_WEBHOOK_SECRET": "hunter2"}, "ALERT_WEBHOOK_SECRET", "weak"),
         ({"SENTRY_AUTH_TOKEN": KEY}, "SENTRY_AUTH_TOKEN", "duplicated"),
-        ({"OPENROUTER_APIKEY": "sk-or-v1-0a1b2c3d4e5f60718293"}, "OPENROUTER_APIKEY", "unused"),
+        ({"OPENROUTER_APIKEY": env.new_key()}, "OPENROUTER_APIKEY", "unused"),
     ],
 )
 def test_each_kind_of_fault_is_found_and_says_what_to_do(more: dict[str, str], variable: str, kind: str) -> None:

@@ -4,6 +4,7 @@
 
 const pulse = document.getElementById("pulse");
 const QUIET = 2000; // ms between refreshes however much happens
+const AGAIN = 3000; // ms after which a page is asked for again that a service was away for
 const PERIOD = 15000; // ms after which a page is refreshed though nothing happened: times go on
 
 function tell(state, words) {
@@ -55,7 +56,6 @@ function watch() {
   let first = true;
   feed.addEventListener("queue", () => {
     tell("live", "live");
-    if (document.querySelector("[data-again]")) location.reload(); // the service that was away is back
     if (!first) soon();
     first = false;
   });
@@ -170,6 +170,7 @@ document.addEventListener("keydown", (event) => {
 themes(document.getElementById("theme"));
 drawCursors(document);
 watch();
+if (document.querySelector("[data-again]")) setTimeout(() => location.reload(), AGAIN);
 if (document.querySelector("[data-soon]")) setTimeout(refresh, QUIET / 2);
 const stream = document.getElementById("stream");
 if (stream) follow(stream);
