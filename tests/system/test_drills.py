@@ -20,12 +20,10 @@ def oxherd(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.timeout(400)
-def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(database_url, tmp_path):
+def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(runs_url, tmp_path):
     report = tmp_path / "drills.html"
     at_once = str(os.cpu_count() or 1)
-    ran = oxherd(
-        "drill", "run", "all", "--at-once", at_once, "--json", "--report", str(report), DATABASE_URL=database_url
-    )
+    ran = oxherd("drill", "run", "all", "--at-once", at_once, "--json", "--report", str(report), DATABASE_URL=runs_url)
     results = {each["name"]: each for each in json.loads(ran.stdout)}
     assert set(results) == set(DRILLS)
     assert {name: each["fault"] for name, each in results.items() if not each["ok"]} == {}
@@ -39,9 +37,9 @@ def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(database_url,
     assert 5 <= results["runaway-spend"]["calls_before_the_cap"] <= 10
     assert "<svg" not in report.read_text()  # no history yet
 
-    listed = json.loads(oxherd("drill", "list", "--json", DATABASE_URL=database_url).stdout)
+    listed = json.loads(oxherd("drill", "list", "--json", DATABASE_URL=runs_url).stdout)
     assert {each["outcome"] for each in listed} == {"ok"}
-    told = oxherd("drill", "report", DATABASE_URL=database_url)
+    told = oxherd("drill", "report", DATABASE_URL=runs_url)
     assert "| redis-lost |" in told.stdout
 
 
@@ -53,19 +51,19 @@ def test_in_production_nothing_that_breaks_is_run():
 
 
 def test_a_drill_in_production_that_can_not_reach_it_fails_and_says_why():
-    failed = oxherd("drill", "run", "prove-worker", "--in", "production", "--json", WORKER_URL="http://127.0.0.1:9")
+    failed = oxherd("drill", "run", "prove-backup", "--in", "production", "--json")
     assert failed.returncode == 1
     (result,) = json.loads(failed.stdout)
     assert result["ok"] is False
-    assert "oxherd verify" in result["fault"]
+    assert "oxherd backup verify" in result["fault"]
 
 
 def test_an_unknown_drill_is_wrong_use():
     assert oxherd("drill", "run", "meteorite").returncode == 2
 
 
-def test_the_plan_has_no_secret(database_url):
-    planned = oxherd("drill", "plan", DATABASE_URL=database_url, REDIS_URL="redis://:hush-hush@127.0.0.1:1/0")
+def test_the_plan_has_no_secret(runs_url):
+    planned = oxherd("drill", "plan", DATABASE_URL=runs_url, REDIS_URL="redis://:hush-hush@127.0.0.1:1/0")
     assert planned.returncode == 0
     assert "hush-hush" not in planned.stdout
     assert "127.0.0.1:1" in planned.stdout

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,6 +104,7 @@ def _harmless(names: Sequence[str], *, every: bool) -> list[str]:
 
 
 async def _run(names: Sequence[str], place: str, at_once: int) -> list[Result]:
+    from oxherd import settings as variables
     from oxherd.ops.drill import in_production, rehearse
     from oxherd.ops.drills import DRILLS
 
@@ -113,7 +113,9 @@ async def _run(names: Sequence[str], place: str, at_once: int) -> list[Result]:
     async def one(name: str) -> Result:
         async with turns:
             drill = DRILLS[name]
-            result = await (in_production(drill.disaster, os.environ) if place == "production" else rehearse(drill))
+            result = await (
+                in_production(drill.disaster, variables.child_environ({})) if place == "production" else rehearse(drill)
+            )
         _tell(result)
         return result
 

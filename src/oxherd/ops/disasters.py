@@ -251,8 +251,8 @@ DISASTERS: tuple[Disaster, ...] = (
         "What came after the last backup.",
         (
             Do(
-                "Set up Redis, Postgres and the variables elsewhere: REDIS_URL, DATABASE_URL are new, ENCRYPTION_KEY and "
-                "the keys of the backups are the old ones.",
+                "Set up Redis, Postgres and the variables elsewhere: REDIS_URL, DATABASE_URL are new, ENCRYPTION_KEY "
+                "and the keys of the backups are the old ones.",
                 elsewhere=True,
             ),
             Do(

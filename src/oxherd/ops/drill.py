@@ -120,7 +120,7 @@ class Drill:
 
     disaster: Disaster
     play: Callable[[Stage, Result], Awaitable[None]]
-    workers: int = 2
+    workers: int = 1
 
 
 class Stage:
