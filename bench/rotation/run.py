@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from oxherd.cli.child import WorkerProcess
 
 from oxherd import settings as variables
 from oxherd.app import queue_client
-from oxherd.cli.child import WorkerProcess
 from oxherd.embedded.engine import free_port
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
