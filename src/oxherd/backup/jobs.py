@@ -19,7 +19,7 @@ async def take(settings: Settings, store: Store | None) -> dict[str, Any]:
     """Take a backup, then delete those that retention no longer keeps. Raises as `runs.take`."""
     made = await runs.take(settings, store, told=quiet)
     storage = open_storage(settings)
-    plan = await runs.due(storage)
+    plan = await runs.due(settings, storage)
     kept = await runs.clear(storage, plan)
     return {"name": made.name, **runs.summary(made), "deleted": len(plan.drop) - len(kept), "not_deleted": kept}
 

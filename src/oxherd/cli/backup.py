@@ -105,7 +105,8 @@ def list_(as_json: Json = False) -> None:
     from oxherd.backup import catalogue, runs
     from oxherd.backup.storage import open_storage
 
-    entries = catalogue.read(open_storage(_settings()), now=time.time()).entries
+    settings = _settings()
+    entries = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries
     if as_json:
         print_json(
             [
@@ -243,7 +244,7 @@ def prune(
 
     settings = _settings()
     storage = open_storage(settings)
-    plan = run_loop(runs.due(storage))
+    plan = run_loop(runs.due(settings, storage))
     rows = [("keep", entry.name, why) for entry, why in plan.keep]
     rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
     rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]
