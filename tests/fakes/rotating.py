@@ -46,11 +46,14 @@ class Rotating:
     person: Says = field(default_factory=Says)
     told: list[str] = field(default_factory=list)
     patience: float = 2.0
+    test_job: bool = False
 
     def wanted(self, name: str, **more: Any) -> Wanted:
         settings = variables.load(self.environ, needs=())
         keys = tuple(each for each in (settings.encryption_key, *settings.encryption_keys_previous) if each)
-        return Wanted(name, self.folder, Locks(keys, None if keys else Secret("passphrase")), **more)
+        return Wanted(
+            name, self.folder, Locks(keys, None if keys else Secret("passphrase")), test_job=self.test_job, **more
+        )
 
     def _prepared(self, name: str, **more: Any) -> Any:
         settings = variables.load(self.environ, needs=())

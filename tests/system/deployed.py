@@ -30,7 +30,8 @@ class DeployedWorker:
     """
 
     def __init__(self, app: str, folder: Path, variables: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self._command = [sys.executable, "-m", "oxherd", "worker", "--app", app, "--no-store"]
+        self._command = [sys.executable, "-m", "oxherd", "worker", "--app", app]
+        self._command += [] if "DATABASE_URL" in variables else ["--no-store"]
         self._folder = folder
         self.port = free_port()
         self._environment = {

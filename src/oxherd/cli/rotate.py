@@ -70,6 +70,9 @@ def rotate(
     disable_legacy: Annotated[
         bool, typer.Option("--disable-legacy", help="Supabase: nothing uses the anon JWT any more, switch both off.")
     ] = False,
+    test_job: Annotated[
+        bool, typer.Option("--test-job/--no-test-job", help="Run a job on the queue after the switch.")
+    ] = True,
     passphrase_file: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Also lock the state with what this file holds. Needed where "
                                   "ENCRYPTION_KEY is not set.")
@@ -93,7 +96,7 @@ def rotate(
     phrase = None if passphrase_file is None else _read(passphrase_file)
     wanted = Wanted(
         name or "", state, Locks(tuple(known), phrase), tuple(consumers or ()), tuple(service or ()), to, url,
-        disable_legacy, resume or rollback,
+        disable_legacy, resume or rollback, test_job,
     )  # fmt: skip
     person = _Terminal(value_from, yes=yes, done=done)
     if leaked is not None:

@@ -7,21 +7,22 @@ process that dies amid a stage repeats it.
 from __future__ import annotations
 
 import asyncio
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from oxherd.app import build_store
 from oxherd.clock import wall_ms
 from oxherd.errors import OxherdError, RotationStopped, UsageError
 from oxherd.ops.plan import Plan, Step
+from oxherd.ops.recording import record
 from oxherd.ops.rotate_state import ORDER, Progress, Stage, StateFile
+from oxherd.ops.testjob import through_redis
 from oxherd.settings import Secret, Settings
-from oxherd.store import AuditLine, Operation
+from oxherd.store import Operation
 
 PATIENCE = 120.0  # seconds for what is to become so by itself: the last connection closed, a key no longer taken
+TEST_JOB = "oxherd.echo"
 AGAIN = 1.0  # seconds between two looks at it
 
 Words = Mapping[Stage, str]
@@ -74,6 +75,7 @@ class Scene:
         tell: says something to whoever watches.
         sleep: waits for so many seconds.
         patience: seconds for what is to become so by itself.
+        test_job: run a job on the queue after every switch, to see that a worker runs with the new value.
     """
 
     progress: Progress
@@ -84,6 +86,7 @@ class Scene:
     tell: Callable[[str], None]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     patience: float = PATIENCE
+    test_job: bool = True
 
     async def until(self, look: Callable[[], Awaitable[bool]], otherwise: str, *, hint: str = "") -> None:
         """Look again and again until it is so. Raises RotationStopped with those words where it does not become so."""
@@ -229,11 +232,13 @@ class Rotator:
     def _doing(self, stage: Stage) -> Callable[[], Awaitable[None]]:
         async def do() -> None:
             if stage is Stage.RECORD:
-                await self._record("ok", 200)
+                await self._record("ok")
                 self._file.remove()
                 return
             try:
                 await getattr(self._rotation, stage)()
+                if stage is Stage.SWITCH:
+                    await self._verify()
             except OxherdError as error:
                 error.hint = "; ".join(filter(None, (error.hint, self._way_out(stage))))
                 raise
@@ -241,6 +246,19 @@ class Rotator:
             self._file.save(self._progress)
 
         return do
+
+    async def _verify(self) -> None:
+        """Run a job on the configured queue: whoever was switched must take it. Raises RotationStopped."""
+        scene, settings = self._rotation.scene, self._rotation.settings_after()
+        if not scene.test_job or getattr(settings, "redis_url", None) is None:
+            return
+        async with through_redis(settings) as way:
+            ended = await way.run(TEST_JOB, {"rotated": self._progress.name}, patience=scene.patience)
+        if [each.state for each in ended] != ["completed"]:
+            raise RotationStopped(
+                f"after the switch no worker ran a test job on {settings.job_queue_name}",
+                hint="`oxherd verify` says why; where no worker is meant to run, add --no-test-job",
+            )
 
     def _way_out(self, stage: Stage) -> str:
         name = self._progress.name
@@ -264,22 +282,14 @@ class Rotator:
         self._progress.rolling_back = True
         self._file.save(self._progress)
         await self._rotation.back()
-        await self._record("failed", 409)
+        await self._record("failed")
         self._file.remove()
 
-    async def _record(self, outcome: str, status: int) -> None:
-        progress = self._progress
+    async def _record(self, outcome: str) -> None:
+        rotation, progress = self._rotation, self._progress
         rolled_back = progress.rolling_back
-        settings = self._rotation.scene.settings if rolled_back else self._rotation.settings_after()
-        store = build_store(settings)
-        if store is None:
-            self._rotation.scene.tell("no database is configured: nobody keeps that this was done")
-            return
-        detail = {"id": progress.id, "variables": list(self._rotation.names), "rolled_back": rolled_back}
+        settings = rotation.scene.settings if rolled_back else rotation.settings_after()
+        summary = {"id": progress.id, "variables": list(rotation.names), "rolled_back": rolled_back}
         seconds = (wall_ms() - progress.began_at) / 1000
-        await store.start()
-        try:
-            await store.write_audit(AuditLine("cli", socket.gethostname(), "rotate", progress.name, detail, status))
-            await store.write_operation(Operation("rotation", progress.name, outcome, seconds, detail))
-        finally:
-            await store.stop()
+        operation = Operation("rotation", progress.name, outcome, seconds, summary)
+        await record(settings, "rotate", operation, rotation.scene.tell)

@@ -8,15 +8,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
-from oxherd.app import build_store, keys_of, queue_client
-from oxherd.errors import JobNotFound, RotationStopped
-from oxherd.job import State
-from oxherd.ops.rotate import AGAIN, Rotation, Scene, Words
+from oxherd.app import build_store, keys_of
+from oxherd.errors import RotationStopped
+from oxherd.ops.rotate import TEST_JOB, Rotation, Scene, Words
 from oxherd.ops.rotate_redis import linked
 from oxherd.ops.rotate_state import Stage
-from oxherd.queue.producer import Producer
+from oxherd.ops.testjob import through_redis
 from oxherd.settings import Secret, Settings
 from oxherd.vault.crypto import Key
 from oxherd.vault.keyring import KeyRing
@@ -26,7 +24,6 @@ from oxherd.vault.vault import Vault
 NAME, PREVIOUS = "ENCRYPTION_KEY", "ENCRYPTION_KEYS_PREVIOUS"
 PAGE = 1000  # rows in one statement
 PROBES = 3  # jobs that a worker opens to prove a key
-JOB = "oxherd.echo"
 
 
 class EncryptionKey(Rotation):
@@ -46,17 +43,18 @@ class EncryptionKey(Rotation):
             await self.old_value(self.scene.settings.encryption_key)
         switched = await self.scene.consumers.look(self.names)
         async with self._vault(self.scene.settings.encryption_key, ()) as vault:
-            rows = "no database is configured: no rows" if vault is None else f"{await vault.count():,} rows"
+            counts = {} if vault is None else await vault.counts()
+        rows = f"{sum(counts.values()):,} rows"
         return {
             Stage.NEW: "32 random bytes",
             Stage.INSTALL: f"put it into {PREVIOUS}, so that every worker can open what it seals: {switched}",
             Stage.PROVE: f"run {PROBES} jobs with a field that the new key sealed, and {PROBES} with the old one's",
-            Stage.SWITCH: f"seal all credentials with the new key while workers read them ({rows}), open each of them, "
+            Stage.SWITCH: f"seal all credentials with the new key while workers read them ({rows}), "
             f"then make it {NAME} and the old one the first of {PREVIOUS}: {switched}",
-            Stage.RETIRE: "seal what was put meanwhile; stop while an unfinished job or a schedule has a field that "
-            f"the old key sealed; then remove it from {PREVIOUS}: {switched}. Links to answer questions that were sent "
-            "before the switch end here",
-            Stage.BURY: "see that no consumer has the old key, and that all rows open without it",
+            Stage.RETIRE: "seal what was put meanwhile and open every row without the old key; stop while an "
+            f"unfinished job or a schedule has a field that the old key sealed; then remove it from {PREVIOUS}: "
+            f"{switched}. Links to answer questions that were sent before the switch end here",
+            Stage.BURY: "see that no consumer has the old key, and that no row is sealed with it",
         }
 
     async def new(self) -> None:
@@ -73,13 +71,17 @@ class EncryptionKey(Rotation):
 
     async def prove(self) -> None:
         """A worker opens what either of them sealed."""
-        async with queue_client(self.scene.settings) as (producer, admin):
+        async with through_redis(self.scene.settings) as way:
             for key in (self._new, self._old):
-                ring = KeyRing.of(key)
-                for number in range(PROBES):
-                    value = f"{self.progress.id}-{number}"
-                    job = await self._probe(producer, ring, value)
-                    await self._ended_well(admin, job, value, Key.of(key).id)
+                value, ring = secrets.token_hex(8), KeyRing.of(key)
+                field = seal_field(value, ring, job=TEST_JOB, tenant=None, path=("probe",))
+                ended = await way.run(TEST_JOB, {"probe": field}, patience=self.scene.patience, count=PROBES)
+                if len(ended) < PROBES:
+                    raise RotationStopped(f"no worker ran a test job within {self.scene.patience:.0f} s",
+                                          hint="`oxherd gate status`, `oxherd jobs list`")  # fmt: skip
+                if any(each.state != "completed" or each.value != {"probe": value} for each in ended):
+                    raise RotationStopped(f"a worker can't open what the key {Key.of(key).id} sealed",
+                                          hint="does every worker have the new variables?")  # fmt: skip
 
     async def switch(self) -> None:
         """See Rotation."""
@@ -89,6 +91,7 @@ class EncryptionKey(Rotation):
     async def retire(self) -> None:
         """See Rotation."""
         await self._rewrap(self._new, self._old)
+        await self._all_open(self._new)
         await self._nothing_waits_for(Key.of(self._old).id)
         self.no_way_back()
         await self.give({PREVIOUS: self._listed(*self._kept)}, "retire")
@@ -99,8 +102,13 @@ class EncryptionKey(Rotation):
         if theirs is not None and self._old in map(Secret, theirs.reveal().split(",")):
             raise RotationStopped(f"the old key is still in {PREVIOUS} of a consumer", hint="remove it there")
         async with self._vault(self._new, self._kept) as vault:
-            if vault is not None and (faults := await vault.check(lambda _: None, page=PAGE)):
-                raise _unreadable(faults)
+            known = {Key.of(each).id for each in (self._new, *self._kept)}
+            strange = set() if vault is None else set(await vault.counts()) - known
+        if strange:
+            raise RotationStopped(
+                f"rows are sealed with {', '.join(sorted(strange))}, which no worker has any more",
+                hint="add that key to ENCRYPTION_KEYS_PREVIOUS",
+            )
 
     async def back(self) -> None:
         """The old key seals again, everything; then the new one goes."""
@@ -150,42 +158,22 @@ class EncryptionKey(Rotation):
             await store.stop()
 
     async def _rewrap(self, to: Secret, source: Secret) -> None:
-        """Seal every row with one key, and open each of them. Raises RotationStopped, naming what can't be opened."""
+        """Seal every row with one key. Raises RotationStopped, naming what can't be opened."""
         async with self._vault(to, (source, *self._kept)) as vault:
             if vault is None:
                 return
             result = await vault.rewrap(self._told("sealed anew"), page=PAGE)
             if result.faults or result.left:
                 raise _unreadable(result.faults)
-            if faults := await vault.check(lambda _: None, page=PAGE):
+
+    async def _all_open(self, key: Secret) -> None:
+        """Open every row without the old key. Raises RotationStopped."""
+        async with self._vault(key, self._kept) as vault:
+            if vault is not None and (faults := await vault.check(lambda _: None, page=PAGE)):
                 raise _unreadable(faults)
 
     def _told(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.scene.tell(f"{done:,} of {total:,} {what}")
-
-    async def _probe(self, producer: Producer, ring: KeyRing, value: str) -> str:
-        field = seal_field(value, ring, job=JOB, tenant=None, path=("probe",))
-        return await producer.add(JOB, {"probe": field}, attempts=1, removeOnFail=True, lifo=True)
-
-    async def _ended_well(self, admin: Any, job: str, value: str, key: str) -> None:
-        waited = 0.0
-        while True:
-            try:
-                found = await admin.job(job)
-            except JobNotFound:
-                raise RotationStopped(f"a worker can't open what the key {key} sealed",
-                                      hint="does every worker have the new variables?") from None  # fmt: skip
-            if found["state"] == State.COMPLETED:
-                await admin.remove(job)
-                if found["returnvalue"] != {"probe": value}:
-                    raise RotationStopped(f"a worker read something else than what the key {key} sealed")
-                return
-            if waited >= self.scene.patience:
-                await admin.remove(job)
-                raise RotationStopped(f"no worker ran a test job within {self.scene.patience:.0f} s",
-                                      hint="`oxherd gate status`, `oxherd jobs list`")  # fmt: skip
-            await self.scene.sleep(AGAIN / 5)
-            waited += AGAIN / 5
 
     async def _nothing_waits_for(self, key: str) -> None:
         """Raises RotationStopped where a job that has not ended, or a schedule, has a field that a key sealed."""

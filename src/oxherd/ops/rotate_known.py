@@ -51,6 +51,7 @@ class Wanted:
         url: where the HTTP server is.
         disable_legacy: both JWT keys of Supabase may be switched off.
         resume: go on with one that is under way.
+        test_job: run a job on the queue after the switch.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Wanted:
     url: str | None = None
     disable_legacy: bool = False
     resume: bool = False
+    test_job: bool = True
 
 
 def check_name(name: str) -> str:
@@ -98,7 +100,10 @@ async def prepared(
     progress = file.load() if wanted.resume else Progress.begin(wanted.name)
     async with AsyncExitStack() as stack:
         consumers = await _consumers(wanted, settings, person, tell, sleep, stack)
-        scene = Scene(progress, lambda: file.save(progress), consumers, person, settings, tell, sleep, patience)
+        test_job = wanted.test_job and wanted.name not in ELSEWHERE
+        scene = Scene(
+            progress, lambda: file.save(progress), consumers, person, settings, tell, sleep, patience, test_job
+        )
         yield Rotator(await _rotation(wanted, scene, stack), file)
 
 

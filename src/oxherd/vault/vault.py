@@ -140,9 +140,9 @@ class Vault:
             for row in page:
                 yield row
 
-    async def count(self) -> int:
-        """How many credentials there are, whoever sealed them."""
-        return sum((await self._rows.count_credentials()).values())
+    async def counts(self) -> dict[str, int]:
+        """How many credentials each key seals, by the key's id."""
+        return await self._rows.count_credentials()
 
     async def rewrap(self, tell: Callable[[int, int], None], *, page: int = PAGE) -> Rewrapped:
         """Seal with the active key whatever another one seals.
