@@ -46,10 +46,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All backups, the newest first, and objects that belong to none and are old."""
+    """What is there.
+
+    Attributes:
+        entries: all backups, the newest first.
+        abandoned: objects that belong to none and are old.
+        damaged: what is wrong with those whose manifest can't be read; nothing deletes them.
+    """
 
     entries: tuple[Entry, ...]
     abandoned: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
 
 def load(storage: Storage, name: str) -> Manifest:
@@ -63,7 +70,7 @@ def load(storage: Storage, name: str) -> Manifest:
 
 
 def read(storage: Storage, ring: KeyRing, *, now: float) -> Catalogue:
-    """All of them. A manifest that can't be read raises BackupDamaged.
+    """All of them.
 
     Parameters:
         storage: where they are.
@@ -77,13 +84,16 @@ def read(storage: Storage, ring: KeyRing, *, now: float) -> Catalogue:
         if rest and _NAME.fullmatch(name):
             folders.setdefault(name, []).append(each.name)
             newest[name] = max(newest.get(name, 0.0), each.at)
-    entries, abandoned = [], []
+    entries, abandoned, damaged = [], [], []
     for name, objects in sorted(folders.items(), reverse=True):
         if f"{name}/{manifest.FILE}" in objects:
-            entries.append(_entry(storage, ring, name, objects))
+            try:
+                entries.append(_entry(storage, ring, name, objects))
+            except BackupDamaged as error:
+                damaged.append(error.message)
         elif now - newest[name] > ABANDONED:
             abandoned += objects
-    return Catalogue(tuple(entries), tuple(abandoned))
+    return Catalogue(tuple(entries), tuple(abandoned), tuple(damaged))
 
 
 def _entry(storage: Storage, ring: KeyRing, name: str, objects: list[str]) -> Entry:

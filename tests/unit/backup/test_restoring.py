@@ -98,6 +98,17 @@ def test_the_doctor_names_what_is_wrong_and_a_new_key_is_never_written_over(vari
     assert json.loads((tmp_path / "proof.json").read_text())["ok"]
 
 
+def test_a_manifest_that_can_not_be_read_hides_no_other_backup(variables, shop, tmp_path):
+    given = variables | {"DATABASE_URL": shop}
+    names = [json.loads(oxherd(given, "create", "--no-queue", "--json").stdout)["name"] for _ in range(2)]
+    (tmp_path / "backups" / names[0] / "manifest.json").write_bytes(b"{")
+    listed = oxherd(given, "list")
+    assert listed.exit_code == 1
+    assert names[1] in listed.stdout
+    assert f"the manifest of {names[0]} can't be read" in listed.stderr
+    assert names[0] not in oxherd(given, "prune", "--dry-run").stdout
+
+
 async def test_the_queue_comes_back_and_what_ended_after_the_backup_is_not_run_again(
     configured, variables, oxherd_database_url
 ):
