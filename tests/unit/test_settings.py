@@ -455,6 +455,8 @@ def test_the_settings_know_every_secret_in_them():
         "hidden-one",
         "hidden-railway",
         "hidden-account",
+        *("hidden-management", "sbp_hidden", "hidden-upstash", "hidden-redis-admin", "hidden-admin"),
+        GOOD["DATABASE_ADMIN_URL"],
         "postgresql://u:p%40ss-word@h/app",
         "p%40ss-word",
         "p@ss-word",
