@@ -121,8 +121,10 @@ async def fill(url: str, key: Key, rows: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def under_load(environ: Mapping[str, str], rows: int, *, rate: float) -> AsyncIterator[Counter[str]]:
-    """Meanwhile, jobs that each read a credential; how they ended. All have ended on exit."""
+async def under_load(
+    environ: Mapping[str, str], rows: int, *, rate: float, job: str = "read"
+) -> AsyncIterator[Counter[str]]:
+    """Meanwhile, jobs that each name a random credential; how they ended. All have ended on exit."""
     ended: Counter[str] = Counter()
     stop = asyncio.Event()
     async with queue_client(variables.load(environ)) as (producer, admin), queue_client(variables.load(environ)) as (
@@ -135,7 +137,7 @@ async def under_load(environ: Mapping[str, str], rows: int, *, rate: float) -> A
                 if stop.is_set():
                     return
                 data = {"tenant": TENANT, "name": f"c{random.randrange(rows)}"}
-                ids.append(await producer.add("read", data, jobId=f"load-{number}"))
+                ids.append(await producer.add(job, data, jobId=f"load-{number}"))
                 await asyncio.sleep(1 / rate)
 
         task = asyncio.create_task(load())

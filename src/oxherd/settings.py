@@ -800,6 +800,7 @@ class Settings:
             (variable.name, getattr(self, variable.name.lower())) for variable in TABLE if variable.secret
         ]
         named.append(("REDIS_URL", getattr(self.redis_url, "password", None)))
+        named.append(("REDIS_ADMIN_URL", getattr(self.redis_admin_url, "password", None)))
         for name, parts in _INSIDE:
             named += [(name, part) for part in parts(getattr(self, name.lower()))]
         return tuple((name, value) for name, value in named if isinstance(value, Secret))
@@ -821,6 +822,7 @@ def _passwords(url: Secret | None) -> list[Secret]:
 # The secrets inside the values of variables.
 _INSIDE: tuple[tuple[str, Callable[[Any], Iterable[Secret]]], ...] = (
     ("DATABASE_URL", _passwords),
+    ("DATABASE_ADMIN_URL", _passwords),
     ("ALERT_SMTP_URL", _passwords),
     ("ENCRYPTION_KEYS_PREVIOUS", tuple),
     ("BACKUP_IDENTITY", tuple),

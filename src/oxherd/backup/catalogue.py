@@ -12,6 +12,7 @@ from oxherd.backup import manifest
 from oxherd.backup.manifest import Manifest
 from oxherd.backup.storage import Storage
 from oxherd.errors import BackupDamaged, BackupNotFound
+from oxherd.vault.keyring import KeyRing
 
 REPORT = "verified."  # and the wall ms; after the backup's name
 ABANDONED = 86_400.0  # seconds after which objects without a manifest count as left behind
@@ -25,7 +26,7 @@ class Entry:
     Attributes:
         manifest: its own.
         objects: the names of all its objects, the manifest's first: a backup that is half deleted is not listed.
-        verified: the newest report's, or None.
+        verified: the newest report that was signed here, or None.
     """
 
     manifest: Manifest
@@ -45,10 +46,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All backups, the newest first, and objects that belong to none and are old."""
+    """What is there.
+
+    Attributes:
+        entries: all backups, the newest first.
+        abandoned: objects that belong to none and are old.
+        damaged: what is wrong with those whose manifest can't be read; nothing deletes them.
+    """
 
     entries: tuple[Entry, ...]
     abandoned: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
 
 def load(storage: Storage, name: str) -> Manifest:
@@ -61,11 +69,12 @@ def load(storage: Storage, name: str) -> Manifest:
         raise BackupNotFound(f"{whole} was deleted just now") from None
 
 
-def read(storage: Storage, *, now: float) -> Catalogue:
-    """All of them. A manifest that can't be read raises BackupDamaged.
+def read(storage: Storage, ring: KeyRing, *, now: float) -> Catalogue:
+    """All of them.
 
     Parameters:
         storage: where they are.
+        ring: a report that none of its keys signed counts as none.
         now: wall seconds.
     """
     folders: dict[str, list[str]] = {}
@@ -75,24 +84,34 @@ def read(storage: Storage, *, now: float) -> Catalogue:
         if rest and _NAME.fullmatch(name):
             folders.setdefault(name, []).append(each.name)
             newest[name] = max(newest.get(name, 0.0), each.at)
-    entries, abandoned = [], []
+    entries, abandoned, damaged = [], [], []
     for name, objects in sorted(folders.items(), reverse=True):
         if f"{name}/{manifest.FILE}" in objects:
-            entries.append(_entry(storage, name, objects))
+            try:
+                entries.append(_entry(storage, ring, name, objects))
+            except BackupDamaged as error:
+                damaged.append(error.message)
         elif now - newest[name] > ABANDONED:
             abandoned += objects
-    return Catalogue(tuple(entries), tuple(abandoned))
+    return Catalogue(tuple(entries), tuple(abandoned), tuple(damaged))
 
 
-def _entry(storage: Storage, name: str, objects: list[str]) -> Entry:
+def _entry(storage: Storage, ring: KeyRing, name: str, objects: list[str]) -> Entry:
     own = f"{name}/{manifest.FILE}"
     reports = sorted(each for each in objects if each.startswith(f"{name}/{REPORT}"))
-    try:
-        verified = orjson.loads(storage.get(reports[-1])) if reports else None
-    except (orjson.JSONDecodeError, FileNotFoundError):
-        verified = None
+    verified = next(
+        (report for each in reversed(reports) if (report := _report(storage, ring, each)) is not None), None
+    )
     try:
         found = manifest.read(storage.get(own), name)
     except FileNotFoundError:
         raise BackupDamaged(f"{name} is being deleted", hint="ask again") from None
     return Entry(found, (own, *(each for each in sorted(objects) if each != own)), verified)
+
+
+def _report(storage: Storage, ring: KeyRing, name: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = orjson.loads(storage.get(name))
+    except (orjson.JSONDecodeError, FileNotFoundError):
+        return None
+    return found if manifest.is_ours(found, ring) else None

@@ -7,7 +7,7 @@ from typing import Any
 from oxherd.backup import runs
 from oxherd.backup.create import quiet
 from oxherd.backup.storage import open_storage
-from oxherd.errors import BackupFailed
+from oxherd.errors import BackupFailed, OxherdError
 from oxherd.settings import Settings
 from oxherd.store import Store
 
@@ -19,9 +19,13 @@ async def take(settings: Settings, store: Store | None) -> dict[str, Any]:
     """Take a backup, then delete those that retention no longer keeps. Raises as `runs.take`."""
     made = await runs.take(settings, store, told=quiet)
     storage = open_storage(settings)
-    plan = await runs.due(storage)
-    kept = await runs.clear(storage, plan)
-    return {"name": made.name, **runs.summary(made), "deleted": len(plan.drop) - len(kept), "not_deleted": kept}
+    try:
+        plan = await runs.due(settings, storage)
+        kept = await runs.clear(storage, plan)
+        deleted = len(plan.drop) - len(kept)
+    except OxherdError as error:  # the backup is there: a retry would only take another one
+        deleted, kept = 0, [error.message]
+    return {"name": made.name, **runs.summary(made), "deleted": deleted, "not_deleted": kept}
 
 
 async def prove(settings: Settings, store: Store | None) -> dict[str, Any]:

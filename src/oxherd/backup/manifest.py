@@ -174,6 +174,22 @@ def find(names: Sequence[str], wanted: str) -> str:
     )
 
 
+def report_signature(data: Mapping[str, Any], ring: KeyRing) -> str:
+    """The signature of a report as it is stored, with the active key; empty without one."""
+    keys = ring.derived(REPORT_LABEL)
+    return mac(keys[0], _report_body(data)) if keys else ""
+
+
+def is_ours(data: Mapping[str, Any], ring: KeyRing) -> bool:
+    """Whether a report was signed with a key of the ring; True where there is none to tell by."""
+    keys, told = ring.derived(REPORT_LABEL), str(data.get("signature", ""))
+    return not keys or any(hmac.compare_digest(mac(key, _report_body(data)), told) for key in keys)
+
+
+def _report_body(data: Mapping[str, Any]) -> bytes:
+    return canonical({**data, "signature": ""})
+
+
 def oxherd_version() -> str:
     """This release's."""
     return version("oxherd")

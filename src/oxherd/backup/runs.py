@@ -143,9 +143,9 @@ async def clear(storage: Storage, plan: retention.Plan) -> list[str]:
     return kept
 
 
-async def due(storage: Storage) -> retention.Plan:
+async def due(settings: Settings, storage: Storage) -> retention.Plan:
     """What retention would delete now."""
-    return retention.plan(await asyncio.to_thread(catalogue.read, storage, now=time.time()))
+    return retention.plan(await asyncio.to_thread(catalogue.read, storage, ring_of(settings), now=time.time()))
 
 
 async def keep(store: Store | None, operation: Operation) -> None:

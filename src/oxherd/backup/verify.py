@@ -85,9 +85,7 @@ class Report:
 
     def sign(self, ring: KeyRing) -> None:
         """Sign it with the active key."""
-        keys = ring.derived(manifest.REPORT_LABEL)
-        body = manifest.canonical({**self.data(), "signature": ""})
-        self.signature = manifest.mac(keys[0], body) if keys else ""
+        self.signature = manifest.report_signature(self.data(), ring)
 
 
 async def verify(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from oxherd.cli.printing import Json, age, clock, console, duration, note, print
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
+    from oxherd.backup.catalogue import Entry
     from oxherd.backup.create import Told
     from oxherd.ops.plan import Plan
     from oxherd.settings import Secret, Settings
@@ -101,11 +102,16 @@ def create(
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List finished backups, the newest first, and whether restoring them was proven."""
+    """List finished backups, the newest first, and whether restoring them was proven.
+
+    Exit code 1 where the manifest of one can't be read.
+    """
     from oxherd.backup import catalogue, runs
     from oxherd.backup.storage import open_storage
 
-    entries = catalogue.read(open_storage(_settings()), now=time.time()).entries
+    settings = _settings()
+    found = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time())
+    entries = found.entries
     if as_json:
         print_json(
             [
@@ -116,7 +122,15 @@ def list_(as_json: Json = False) -> None:
                 for each in entries
             ]
         )  # fmt: skip
-        return
+    else:
+        _print_entries(entries)
+    for fault in found.damaged:
+        note(fault)
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+def _print_entries(entries: Sequence[Entry]) -> None:
     rows = [
         (
             each.name, age(each.manifest.taken_at), _size(each.manifest.stored), each.manifest.rows,
@@ -243,7 +257,7 @@ def prune(
 
     settings = _settings()
     storage = open_storage(settings)
-    plan = run_loop(runs.due(storage))
+    plan = run_loop(runs.due(settings, storage))
     rows = [("keep", entry.name, why) for entry, why in plan.keep]
     rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
     rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]

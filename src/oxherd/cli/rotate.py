@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,6 +92,8 @@ def rotate(
     if status:
         _show_status(state, as_json)
         return
+    if done and not resume:
+        raise UsageError("--done says that what a stopped rotation waits for is done", hint="add --resume")
     settings = variables.load(needs=())
     known = [each for each in (settings.encryption_key, *settings.encryption_keys_previous) if each is not None]
     phrase = None if passphrase_file is None else _read(passphrase_file)
@@ -113,8 +116,12 @@ def rotate(
 
 def _rotate(wanted: Wanted, settings: Settings, person: _Terminal, *, dry_run: bool, yes: bool, as_json: bool) -> Plan:
     from oxherd.app import run_loop
-    from oxherd.ops.rotate_known import prepared
+    from oxherd.ops.rotate_known import check_name, prepared
     from oxherd.ops.rotate_state import Locks, StateFile
+
+    check_name(wanted.name)
+    # Before the state is read: what another process does with it meanwhile would be done twice.
+    lock = nullcontext() if dry_run else StateFile(wanted.folder, wanted.name, Locks()).locked()
 
     async def act() -> Plan:
         async with prepared(wanted, settings, person, note) as rotator:
@@ -125,25 +132,27 @@ def _rotate(wanted: Wanted, settings: Settings, person: _Terminal, *, dry_run: b
                 return made
             if not yes and not typer.confirm("Go on?", err=True):
                 raise RotationStopped("nothing was done")
-            with StateFile(wanted.folder, wanted.name, Locks()).locked():
-                await made.run(lambda step: note(f"{step.action}: done"))
+            await made.run(lambda step: note(f"{step.action}: done"))
             return made
 
-    made: Plan = run_loop(act())
+    with lock:
+        made: Plan = run_loop(act())
     return made
 
 
 def _roll_back(wanted: Wanted, settings: Settings, person: _Terminal, *, as_json: bool) -> None:
     from oxherd.app import run_loop
-    from oxherd.ops.rotate_known import prepared
+    from oxherd.ops.rotate_known import check_name, prepared
     from oxherd.ops.rotate_state import Locks, StateFile
+
+    check_name(wanted.name)
 
     async def act() -> None:
         async with prepared(wanted, settings, person, note) as rotator:
-            with StateFile(wanted.folder, wanted.name, Locks()).locked():
-                await rotator.roll_back()
+            await rotator.roll_back()
 
-    run_loop(act())
+    with StateFile(wanted.folder, wanted.name, Locks()).locked():
+        run_loop(act())
     if as_json:
         print_json({"name": wanted.name, "rolled_back": True})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections import Counter
@@ -198,8 +199,8 @@ class EncryptionKey(Rotation):
                 cursor, found = await link.call(
                     b"SCAN", cursor, b"MATCH", keys.base + b"*", b"COUNT", PAGE, b"TYPE", b"hash"
                 )
-                for name in found:
-                    data, finished, job = await link.call(b"HMGET", name, b"data", b"finishedOn", b"name")
+                asked = (link.call(b"HMGET", each, b"data", b"finishedOn", b"name") for each in found)
+                for data, finished, job in await asyncio.gather(*asked):
                     if mark in (data or b""):
                         if finished is None:
                             waiting[(job or b"schedule").decode()] += 1

@@ -27,8 +27,12 @@ async def test_a_backup_is_proven_by_restoring_it(shop, configured):
     assert report.rto_seconds > 0
     assert report.rpo_seconds >= 0
     assert len(report.signature) == 64
-    (entry,) = catalogue.read(open_storage(settings), now=time.time()).entries
+    (entry,) = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries
     assert entry.is_verified
+    (path,) = (Path(settings.backup_url) / made.name).glob("verified.*.json")
+    path.write_text(path.read_text().replace(f'"rows":{ROWS + 100}', '"rows":1'))
+    (entry,) = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries
+    assert not entry.is_verified  # a report that somebody changed proves nothing
 
 
 async def test_what_is_stored_is_unreadable_and_says_nothing_of_the_rows(shop, configured):
@@ -155,7 +159,7 @@ async def test_two_at_once_are_one(shop, configured):
     assert "postgres:" not in processes().partition("pg_dump")[2].partition("\n")[0]
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    assert catalogue.read(open_storage(settings), now=time.time()).entries == ()
+    assert catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries == ()
     assert "pg_dump --format" not in processes()
     await runs.take(settings, None, with_queue=False)
 
@@ -172,8 +176,8 @@ async def test_a_backup_killed_in_the_middle_is_not_listed(shop, configured, key
     victim.kill()
     await victim.wait()
     settings = configured(BACKUP_URL=str(folder), DATABASE_URL=shop)
-    assert catalogue.read(open_storage(settings), now=time.time()).entries == ()
-    later = catalogue.read(open_storage(settings), now=time.time() + 2 * catalogue.ABANDONED)
+    assert catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries == ()
+    later = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time() + 2 * catalogue.ABANDONED)
     assert later.abandoned
     await until(lambda: "pg_dump --format" not in processes())
     await runs.take(settings, None, with_queue=False)

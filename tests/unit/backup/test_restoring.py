@@ -75,6 +75,40 @@ def test_a_missing_database_is_made_and_a_url_on_the_command_line_is_refused(var
     postgres.drop_database("made_anew")
 
 
+def test_the_doctor_names_what_is_wrong_and_a_new_key_is_never_written_over(variables, shop, tmp_path):
+    good = oxherd(variables | {"DATABASE_URL": shop}, "doctor", "--json")
+    assert good.exit_code == 0
+    assert any("used" in each["detail"] for each in json.loads(good.stdout) if each["what"] == "pg_dump")
+    bad = oxherd(variables | {"DATABASE_URL": shop, "BACKUP_RECIPIENTS": "age1wrong"}, "doctor", "--json")
+    assert bad.exit_code == 1
+    assert [each["what"] for each in json.loads(bad.stdout) if not each["ok"]] == ["recipients"]
+
+    made = oxherd(variables, "keygen", "--output", str(tmp_path / "key"))
+    assert made.stdout.startswith("age1")
+    assert "AGE-SECRET-KEY" not in made.output
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    kept = (tmp_path / "key").read_text()
+    assert oxherd(variables, "keygen", "--output", str(tmp_path / "key")).exit_code == 2
+    assert (tmp_path / "key").read_text() == kept
+    new = variables | {"DATABASE_URL": shop, "BACKUP_RECIPIENTS": made.stdout.strip(), "BACKUP_IDENTITY": None}
+    assert oxherd(new, "create", "--no-queue").exit_code == 0
+    assert oxherd(new, "verify").exit_code == 2
+    proof = oxherd(new, "verify", "--identity-file", str(tmp_path / "key"), "--report", str(tmp_path / "proof.json"))
+    assert proof.exit_code == 0, proof.output
+    assert json.loads((tmp_path / "proof.json").read_text())["ok"]
+
+
+def test_a_manifest_that_can_not_be_read_hides_no_other_backup(variables, shop, tmp_path):
+    given = variables | {"DATABASE_URL": shop}
+    names = [json.loads(oxherd(given, "create", "--no-queue", "--json").stdout)["name"] for _ in range(2)]
+    (tmp_path / "backups" / names[0] / "manifest.json").write_bytes(b"{")
+    listed = oxherd(given, "list")
+    assert listed.exit_code == 1
+    assert names[1] in listed.stdout
+    assert f"the manifest of {names[0]} can't be read" in listed.stderr
+    assert names[0] not in oxherd(given, "prune", "--dry-run").stdout
+
+
 async def test_the_queue_comes_back_and_what_ended_after_the_backup_is_not_run_again(
     configured, variables, oxherd_database_url
 ):
@@ -187,7 +221,7 @@ async def test_a_delete_that_a_lock_refuses_is_said_and_the_rest_goes_on(configu
         delete(name)
 
     monkeypatch.setattr(storage, "delete", refuse)
-    found = await runs.due(storage)
+    found = await runs.due(settings, storage)
     entries = [*found.drop, *(each for each, _ in found.keep)]
     told = await runs.clear(storage, retention.Plan((), tuple(entries), ()))
     assert told == [f"{made[0].name}: an object lock is on it"]

@@ -80,12 +80,12 @@ async def test_a_backup_in_a_bucket_is_proven(s3, configured, shop, monkeypatch)
     assert len(made.pieces[0].parts) > 1
     report = await runs.prove(settings, None)
     assert report.ok, report.checks
-    entry = catalogue.read(open_storage(settings), now=time.time()).entries[0]
+    entry = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries[0]
     assert entry.is_verified
     storage = open_storage(settings)
     for name in entry.objects:
         storage.delete(name)
-    assert catalogue.read(storage, now=time.time()).entries == ()
+    assert catalogue.read(storage, runs.ring_of(settings), now=time.time()).entries == ()
 
 
 def test_a_manifest_is_never_written_over(s3, configured):
@@ -162,10 +162,11 @@ def test_what_a_killed_process_left_in_a_folder_is_swept(configured, tmp_path):
 
 
 def test_objects_of_others_under_the_same_prefix_are_never_deleted(configured, tmp_path):
-    storage = open_storage(configured(BACKUP_URL=str(tmp_path)))
+    settings = configured(BACKUP_URL=str(tmp_path))
+    storage = open_storage(settings)
     for name in ("photos/1.jpg", "2026-11-28/report.pdf", "2026-11-28T01-02-03Z-abcd/database.zst.00000.age"):
         storage.put(name, b"x")
-    found = catalogue.read(storage, now=time.time() + 2 * catalogue.ABANDONED)
+    found = catalogue.read(storage, runs.ring_of(settings), now=time.time() + 2 * catalogue.ABANDONED)
     assert found.abandoned == ("2026-11-28T01-02-03Z-abcd/database.zst.00000.age",)
 
 

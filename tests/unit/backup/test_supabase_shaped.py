@@ -48,7 +48,7 @@ async def test_a_project_of_supabases_is_proven_on_a_plain_postgres_with_its_use
         assert set(made.tables) == {"auth.users", "public.profiles"}
         report = await runs.prove(settings, None)
         assert report.ok, report.checks
-        assert catalogue.read(open_storage(settings), now=time.time()).entries[0].is_verified
+        assert catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries[0].is_verified
 
         opened = restore.unlock(made, open_storage(settings), sealing.identities_of(settings.backup_identity))
         target = await restoring.look(settings, None)
