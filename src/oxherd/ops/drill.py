@@ -282,8 +282,10 @@ class Stage:
                 "BACKUP_IDENTITY": lines[1],
             }
             self.extra |= {"DATABASE": DATABASE, "QUEUE": self.settings.job_queue_name}
+        # What is on its way while the backup is taken may be in it or not.
+        backed_up = Backed(mono(), len(self.jobs), len(self._lines()))
         await self.run("oxherd backup create")
-        self.backed_up = Backed(mono(), len(self.jobs), len(self._lines()))
+        self.backed_up = backed_up
 
     # -- the figures
 
@@ -312,7 +314,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Backed:
-    """What a backup has for certain: when it was complete (monotonic seconds), how many jobs, lines of the ledger."""
+    """What a backup has for certain: when it began (monotonic seconds), how many jobs, lines of the ledger."""
 
     at: float
     jobs: int
