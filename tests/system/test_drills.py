@@ -24,6 +24,7 @@ def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(runs_url, tmp
     report = tmp_path / "drills.html"
     at_once = str(1 + (os.cpu_count() or 1))  # one of them only waits for a lease to run out
     ran = oxherd("drill", "run", "all", "--at-once", at_once, "--json", "--report", str(report), DATABASE_URL=runs_url)
+    assert ran.stdout, ran.stderr
     results = {each["name"]: each for each in json.loads(ran.stdout)}
     assert set(results) == set(DRILLS)
     assert {name: each["fault"] for name, each in results.items() if not each["ok"]} == {}

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from oxherd.backup import catalogue
+from oxherd.backup import catalogue, runs
 from oxherd.backup.storage import open_storage
 from oxherd.job import State
 from oxherd.ops.disasters import DISASTERS
@@ -153,7 +153,8 @@ async def backup_damaged(stage: Stage, result: Result) -> None:
 
 def stored(stage: Stage) -> set[str]:
     """Names of the backups."""
-    return {each.name for each in catalogue.read(open_storage(stage.settings), now=time.time()).entries}
+    known, ring = open_storage(stage.settings), runs.ring_of(stage.settings)
+    return {each.name for each in catalogue.read(known, ring, now=time.time()).entries}
 
 
 def flip(path: Path) -> None:
