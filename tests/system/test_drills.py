@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +46,29 @@ def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(runs_url, tmp
     assert {each["outcome"] for each in listed} == {"ok"}
     told = oxherd("drill", "report", DATABASE_URL=runs_url)
     assert "| redis-lost |" in told.stdout
+
+
+def commands_of_the_alerts_runbooks() -> list[str]:
+    pages = (Path(__file__).parents[2] / "docs" / "runbooks").glob("*.md")
+    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = {line.partition("#")[0].strip() for block in blocks for line in block.splitlines()}
+    return sorted(line for line in lines if line)
+
+
+def test_every_command_block_of_the_alerts_runbooks_runs(runs_url, redis_url, queue_name):
+    variables = {
+        "DATABASE_URL": runs_url, "REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name,
+        "ENCRYPTION_KEY": base64.b64encode(os.urandom(32)).decode(),
+    }  # fmt: skip
+    commands = commands_of_the_alerts_runbooks()
+    assert "oxherd jobs dead" in commands
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        if program == "openssl":
+            continue  # asks a server with TLS, which is not here; tests/unit/worker/test_probes.py has one
+        assert program == "oxherd", command
+        ran = oxherd(*arguments, **variables)
+        assert ran.returncode in {0, 1}, f"{command}: {ran.stderr}"
 
 
 def test_in_production_nothing_that_breaks_is_run():
