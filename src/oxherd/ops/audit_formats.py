@@ -151,10 +151,11 @@ def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
 
 
 STYLE = (
-    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;"
-    "padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
+    ":root{color-scheme:light dark}body{background:#fff;color:#1a1a1a;font:16px/1.5 system-ui,sans-serif;"
+    "max-width:64rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
     "border-bottom:1px solid #8885;vertical-align:top;overflow-wrap:anywhere}.error,.failed{color:#b3261e;"
-    "font-weight:600}.warning{color:#8a5a00;font-weight:600}@media(prefers-color-scheme:dark){.error,.failed"
+    "font-weight:600}.warning{color:#8a5a00;font-weight:600}@media(prefers-color-scheme:dark)"
+    "{body{background:#161616;color:#eee}.error,.failed"
     "{color:#ff8a80}.warning{color:#ffca80}}@media print{body{margin:0}}"
 )
 
@@ -168,8 +169,8 @@ def page(report: Report) -> str:
     skipped = f"<h2>Not read</h2><ul>{missed}</ul>" if missed else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(summary(report))}.</p>"
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{skipped}\n"
+        f"<title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1><p>{html.escape(summary(report))}.</p>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{skipped}</main>\n"
     )
 
 

@@ -266,9 +266,9 @@ def page(table: Sequence[Control], evidence: Evidence) -> str:
     )  # fmt: skip
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Security audit</title><style>{STYLE}</style><h1>Security audit</h1>"
+        f"<title>Security audit</title><style>{STYLE}</style><main><h1>Security audit</h1>"
         f"<p>{html.escape(_preface(table, evidence))}</p><table><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{rows}</tbody></table>\n"
+        f"<tbody>{rows}</tbody></table></main>\n"
     )
 
 
