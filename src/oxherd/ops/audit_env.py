@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from oxherd.errors import OxherdError, RedisRefused
 from oxherd.ops.audit_known import Marker
 from oxherd.ops.audit_rules import Level, jwt_claims
+from oxherd.ops.rotate_known import how_to_replace
 from oxherd.settings import TABLE, RedisTarget, Secret, Settings
 
 OLD_DAYS = 180  # after which a secret should have been replaced
@@ -156,7 +157,7 @@ def _of_rows(rows: Iterable[Row]) -> list[Fault]:
         if row.rotated_days is not None and row.rotated_days > OLD_DAYS:
             faults.append(
                 Fault("age", row.variable, Level.WARNING, f"was replaced {row.rotated_days} days ago",
-                      f"`oxherd rotate {row.variable}`")
+                      how_to_replace(row.variable))
             )  # fmt: skip
     return faults
 
@@ -381,6 +382,6 @@ def secrets_page(found: Inventory) -> str:
         age = "not known" if row.rotated_days is None else f"{row.rotated_days} days ago"
         lines.append(
             f"| `{row.variable}` | {row.about} | {row.needed_by} | {where} | {age if row.where else '-'} "
-            f"| `oxherd rotate {row.variable}` |"
+            f"| {how_to_replace(row.variable)} |"
         )
     return "\n".join(lines) + "\n"
