@@ -72,8 +72,11 @@ class _Lock:
         try:
             await self._link.start()
             other = await self._ask(value, LEASE_MS)
-        except (RedisUnreachable, RedisRefused, TimeoutError) as error:
-            self._told(f"without a lock: {error or 'Redis does not answer'}")
+        except (RedisUnreachable, RedisRefused) as error:
+            self._told(f"without a lock: {error.message}")
+            return None
+        except TimeoutError:
+            self._told("without a lock: Redis does not answer")
             return None
         if other:
             raise OperationUnderWay(
