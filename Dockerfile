@@ -11,7 +11,8 @@ COPY src src
 RUN uv sync --locked --no-dev --extra backup --no-editable
 
 FROM python:3.12-slim-trixie
-# For `oxherd backup`: Debian 13's pg_dump, which speaks TLS and takes servers up to 17.
+# For `oxherd backup`: Debian 13's pg_dump, which speaks TLS and takes servers up to 17. The extra's wheel has the
+# server that `oxherd backup verify` restores into.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends postgresql-client-17 && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin oxherd

@@ -46,6 +46,11 @@ KEPT = (
     "AUDIT_KEY",
     "RAILWAY_TOKEN",
     "RAILWAY_API_TOKEN",
+    "OPENROUTER_MANAGEMENT_KEY",
+    "SUPABASE_ACCESS_TOKEN",
+    "UPSTASH_API_KEY",
+    "REDIS_ADMIN_URL",
+    "DATABASE_ADMIN_URL",
 )
 
 # The same three as variables: `railway config migrate` drops the settings, and variables win over them.

@@ -1,7 +1,7 @@
 """Make the pages that are made from code; with `--check`, say which are out of date instead.
 
-docs/settings.md, docs/events.md, docs/cli.md, docs/api.md and .env.example: run `make docs` after changing a variable,
-an event, a metric, a command or an endpoint.
+docs/settings.md, docs/events.md, docs/cli.md, docs/api.md, docs/disaster-recovery.md and .env.example: run `make docs`
+after changing a variable, an event, a metric, a command, an endpoint or a runbook of a disaster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer.main
 
 from oxherd import settings
 from oxherd.cli import app
+from oxherd.ops import drill_report
 from oxherd.telemetry import events
 from oxherd.telemetry.logs import FIELDS
 from oxherd.telemetry.metrics import SERIES
@@ -36,6 +37,7 @@ def pages() -> dict[str, str]:
         "docs/events.md": events_page,
         "docs/cli.md": cli_page,
         "docs/api.md": api_page,
+        "docs/disaster-recovery.md": recovery_page,
     }
     return {path: make() for path, make in made.items()}
 
@@ -86,6 +88,34 @@ def api_page() -> str:
         "Made from `web/api.py` and `web/models.py` by `make docs`. [Over HTTP](http.md) says how to use it.",
         "",
         reference.markdown(),
+    ]
+    return "\n".join(lines)
+
+
+def recovery_page() -> str:
+    """The runbooks that drills follow."""
+    lines = [
+        "# Disaster recovery",
+        "",
+        "Made from `ops/disasters.py` by `make docs`: drills run the same commands, so what stands here was tried.",
+        "",
+        "`oxherd drill plan` prints this page for your installation, with where all is, who is told, and the RTO and",
+        "RPO that were last measured: keep a copy where you can read it when all is gone. Alerts lead to the pages in",
+        "[runbooks](runbooks), about one symptom each; a leaked key has [its own](incident/leaked-secret.md).",
+        "",
+        "```sh",
+        "oxherd drill list",
+        "oxherd drill run all --report drills.html   # on a scratch stack: breaks nothing of yours",
+        "oxherd drill run prove-backup --in production",
+        "oxherd drill report",
+        "```",
+        "",
+        drill_report.ABOUT,
+        "",
+        "`$DATABASE` and `$QUEUE` are their names, which confirm that you mean them; `$OLDER` is a name of",
+        "`oxherd backup list`.",
+        "",
+        drill_report.runbooks(),
     ]
     return "\n".join(lines)
 

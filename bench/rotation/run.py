@@ -26,10 +26,10 @@ import asyncpg
 
 from oxherd import settings as variables
 from oxherd.app import queue_client
-from oxherd.cli.child import WorkerProcess
 from oxherd.embedded.engine import free_port
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
+from oxherd.ops.child import WorkerProcess
 from oxherd.ops.rotate import Rotator, Scene
 from oxherd.ops.rotate_encryption import EncryptionKey
 from oxherd.ops.rotate_state import Locks, Progress, StateFile

@@ -44,6 +44,8 @@ class Sink(BaseHTTPRequestHandler):
 
 def observe(sink: str) -> None:
     """Switch on what this process's variables ask for, as the app does."""
+    import gc
+
     from oxherd.settings import Secret
     from oxherd.telemetry import logs
     from oxherd.telemetry.metrics import Metrics
@@ -64,6 +66,7 @@ def observe(sink: str) -> None:
         dsn = Secret(f"{sink.replace('://', '://key@')}/1")
         more = {"release": "1", "environment": "bench", "content": False, "hide": logs.cleaner(())}
         sentry.start(dsn, "bench", traces=float(traces), **more)
+    gc.freeze()
 
 
 async def work(url: str, sink: str, jobs: int) -> dict[str, float]:

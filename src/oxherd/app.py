@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -598,6 +599,7 @@ async def serve(settings: Settings, herd: Herd, *, no_store: bool = False) -> No
     shutdown.install()  # before the first job is taken: from then on a signal must not just end the process
     try:
         if await shutdown.started(service.start()):
+            gc.freeze()  # what the start has loaded stays; walking through it again and again costs 5 us of a no-op job
             await shutdown.wait()
     finally:
         await service.close()

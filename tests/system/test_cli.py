@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from oxherd.cli.child import WorkerProcess
 from oxherd.embedded.engine import free_port
 from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
+from oxherd.ops.child import WorkerProcess
 from oxherd.settings import TABLE
 
 OXHERD = [sys.executable, "-m", "oxherd"]
@@ -527,7 +527,7 @@ def test_the_worker_drains_on_sigterm_and_ends_with_0(served):
 def test_a_worker_child_dies_with_its_parent(served):
     script = f"""
 from pathlib import Path
-from oxherd.cli.child import WorkerProcess
+from oxherd.ops.child import WorkerProcess
 variables = {{**{served.variables!r}, "HOST": "127.0.0.1", "PORT": "{free_port()}"}}
 worker = WorkerProcess(variables, app="served_app:herd", log=Path("child.log"))
 worker.start()

@@ -17,8 +17,8 @@ from redis import Redis
 from fakes.openrouter import KEY as ROUTER_KEY
 from fakes.openrouter import FakeOpenRouter, says
 from oxherd.app import build_store, build_vault, queue_client
-from oxherd.cli.child import WorkerProcess
 from oxherd.embedded.engine import free_port
+from oxherd.ops.child import WorkerProcess
 from oxherd.settings import Secret, Settings, load
 from oxherd.store.migrate import migrate
 from oxherd.vault.keyring import KeyRing

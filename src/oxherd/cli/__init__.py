@@ -21,6 +21,7 @@ from oxherd.cli import (
     demo,
     deploy,
     dev,
+    drill,
     enqueue,
     env,
     gate,
@@ -100,6 +101,7 @@ app.add_typer(slo.app, name="slo")
 app.add_typer(spend.app, name="spend")
 app.add_typer(db.app, name="db")
 app.add_typer(credentials.app, name="credentials")
+app.add_typer(drill.app, name="drill")
 app.command(epilog=rotate.EXAMPLES)(rotate.rotate)
 app.add_typer(backup.app, name="backup")
 app.add_typer(audit.app, name="audit")

@@ -21,10 +21,10 @@ from oxherd.cli.printing import Json, print_json, print_table, shortened
 from oxherd.errors import OxherdError
 
 if TYPE_CHECKING:
-    from oxherd.cli.child import WorkerProcess
     from oxherd.cli.demo_jobs import Ended
     from oxherd.cli.progress import Progress
     from oxherd.embedded.engine import Engine
+    from oxherd.ops.child import WorkerProcess
     from oxherd.settings import Settings
 
 EXAMPLES = """\b
@@ -114,7 +114,7 @@ class Scene:
 
     def _start_engines(self) -> None:
         from oxherd.app import run_loop
-        from oxherd.cli.engines import started
+        from oxherd.embedded.together import started
         from oxherd.store.migrate import migrate
 
         with self._progress.working("starting Valkey, Postgres and the model"):
@@ -127,8 +127,8 @@ class Scene:
         self._progress.done(engine.title, about(engine), seconds=seconds)
 
     def _start_worker(self) -> WorkerProcess:
-        from oxherd.cli.child import WorkerProcess
         from oxherd.embedded.engine import free_port
+        from oxherd.ops.child import WorkerProcess
 
         self._variables = {
             "REDIS_URL": self._valkey.url,

@@ -13,9 +13,9 @@ from oxherd.cli.worker import App
 from oxherd.errors import OxherdError
 
 if TYPE_CHECKING:
-    from oxherd.cli.child import WorkerProcess
     from oxherd.cli.progress import Progress
     from oxherd.embedded.engine import Engine
+    from oxherd.ops.child import WorkerProcess
     from oxherd.settings import Settings
 
 EXAMPLES = """\b
@@ -58,7 +58,7 @@ def dev(app: App = None) -> None:
 
 
 def _serve(settings: Settings, app: str | None, progress: Progress, stack: ExitStack) -> None:
-    from oxherd.cli.child import WorkerProcess
+    from oxherd.ops.child import WorkerProcess
 
     variables = _start_engines(settings, progress, stack)
     worker = WorkerProcess(variables, app=app)
@@ -91,9 +91,9 @@ def _start_engines(settings: Settings, progress: Progress, stack: ExitStack) -> 
     """Start them on the kept data, and return the variables that point to them."""
     from oxherd.app import run_loop
     from oxherd.cli.demo import about, write_env
-    from oxherd.cli.engines import started
     from oxherd.embedded.model import Model
     from oxherd.embedded.postgres import Postgres
+    from oxherd.embedded.together import started
     from oxherd.embedded.valkey import Valkey
     from oxherd.store.migrate import migrate
 

@@ -6,11 +6,10 @@ Source: OpenRouter's published OpenAPI description, https://openrouter.ai/docs/a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from urllib.parse import quote
 
-from oxherd.cloud.rest import Rest
+from oxherd.cloud.rest import Client, Rest
 from oxherd.errors import ServiceRefused
 from oxherd.settings import Secret
 
@@ -22,7 +21,7 @@ HINTS = {
 }
 
 
-class OpenRouterAdmin:
+class OpenRouterAdmin(Client):
     """The keys of one account, as an async context manager.
 
     Parameters:
@@ -31,16 +30,7 @@ class OpenRouterAdmin:
     """
 
     def __init__(self, base: str, key: Secret) -> None:
-        self._rest = Rest("OpenRouter", base, Secret(f"Bearer {key.reveal()}"), HINTS)
-
-    async def __aenter__(self) -> Self:
-        await self._rest.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._rest.__aexit__(kind, error, trace)
+        super().__init__(Rest("OpenRouter", base, Secret(f"Bearer {key.reveal()}"), HINTS))
 
     async def keys(self) -> list[dict[str, Any]]:
         """All keys of the default workspace, disabled ones too, each without its value."""

@@ -5,11 +5,10 @@ Source: Supabase's published OpenAPI description, https://api.supabase.com/api/v
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from urllib.parse import quote
 
-from oxherd.cloud.rest import Rest
+from oxherd.cloud.rest import Client, Rest
 from oxherd.errors import ServiceRefused
 from oxherd.settings import Secret
 
@@ -20,7 +19,7 @@ HINTS = {
 }
 
 
-class SupabaseAdmin:
+class SupabaseAdmin(Client):
     """One project, as an async context manager.
 
     Parameters:
@@ -30,17 +29,8 @@ class SupabaseAdmin:
     """
 
     def __init__(self, base: str, token: Secret, ref: str) -> None:
-        self._rest = Rest("Supabase", base, Secret(f"Bearer {token.reveal()}"), HINTS)
+        super().__init__(Rest("Supabase", base, Secret(f"Bearer {token.reveal()}"), HINTS))
         self._project = f"/v1/projects/{quote(ref, safe='')}"
-
-    async def __aenter__(self) -> Self:
-        await self._rest.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._rest.__aexit__(kind, error, trace)
 
     async def api_keys(self) -> list[dict[str, Any]]:
         """All keys of the project **with their values** in `api_key`."""

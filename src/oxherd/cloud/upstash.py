@@ -7,11 +7,10 @@ through Vercel or Fly can't use it.
 from __future__ import annotations
 
 import base64
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from urllib.parse import quote
 
-from oxherd.cloud.rest import Rest
+from oxherd.cloud.rest import Client, Rest
 from oxherd.settings import Secret
 
 HINTS = {
@@ -20,7 +19,7 @@ HINTS = {
 }
 
 
-class Upstash:
+class Upstash(Client):
     """The account's databases, as an async context manager.
 
     Parameters:
@@ -30,16 +29,7 @@ class Upstash:
 
     def __init__(self, base: str, email: str, key: Secret) -> None:
         login = base64.b64encode(f"{email}:{key.reveal()}".encode()).decode()
-        self._rest = Rest("Upstash", base, Secret(f"Basic {login}"), HINTS)
-
-    async def __aenter__(self) -> Self:
-        await self._rest.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._rest.__aexit__(kind, error, trace)
+        super().__init__(Rest("Upstash", base, Secret(f"Basic {login}"), HINTS))
 
     async def databases(self) -> list[dict[str, Any]]:
         """All databases, with what else Upstash says of them, passwords among it."""

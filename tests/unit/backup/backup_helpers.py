@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,11 @@ def processes() -> str:
         with contextlib.suppress(OSError):
             found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return "\n".join(found)
+
+
+def reachable(folder):
+    """Started by root, Postgres runs as nobody, who has to get to the folder."""
+    ours = [each for each in folder.parents if each != Path(tempfile.gettempdir()) and each.owner() == folder.owner()]
+    for each in (folder, *ours):
+        if each.is_relative_to(tempfile.gettempdir()):
+            each.chmod(0o755)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from aiohttp import web
-from backup_helpers import execute, value
+from backup_helpers import execute, reachable, value
 
 from fakes.key_services import REF, FakeSupabaseApi
 from oxherd.backup import pitr, sealing, tools
@@ -25,18 +25,12 @@ def archiving(tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()
     reachable(tmp_path)
+    spool.chmod(0o777)
     config = {
         "archive_mode": "on", "archive_command": f"cp %p {spool}/%f", "fsync": "off", "summarize_wal": "on",
     }  # fmt: skip
     with Postgres(tmp_path / "live", config=config) as server:
         yield server, spool
-
-
-def reachable(folder):
-    """Started by root, Postgres runs as nobody, who has to get to the folder."""
-    for each in (folder, *list(folder.parents)[:2]):
-        each.chmod(0o755)
-    (folder / "spool").chmod(0o777)
 
 
 def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, configured, keys, tmp_path):

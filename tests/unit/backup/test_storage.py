@@ -10,7 +10,7 @@ import urllib.request
 
 import obstore
 import pytest
-from backup_helpers import execute, until, value
+from backup_helpers import execute, reachable, until, value
 
 from oxherd.backup import catalogue, restore, runs, sealing, tools
 from oxherd.backup.storage import open_storage
@@ -194,8 +194,7 @@ def old_server(tmp_path_factory):
     if not (DEBIAN / "initdb").exists():
         pytest.skip("Debian's postgresql-15 is not installed: no other server here speaks TLS")
     folder = tmp_path_factory.mktemp("postgres15")
-    for each in (folder, *list(folder.parents)[:2]):
-        each.chmod(0o755)
+    reachable(folder)
     os.chown(folder, 65534, 65534)
     data, port = folder / "data", free_port()
 

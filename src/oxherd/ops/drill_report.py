@@ -1,0 +1,165 @@
+"""What drills came to, for people and auditors: the newest of each, and how it went before. Pure."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from oxherd.ops.disasters import DISASTERS, Disaster, Do
+
+WIDTH, HEIGHT = 160, 32  # of a history's drawing
+
+Row = Mapping[str, Any]  # of `Store.operations("drill")`
+_COLUMNS = ("drill", "when", "works", "RTO", "RPO", "jobs", "lost", "gone", "done twice", "paid again", "repeated")
+_FIGURES = ("jobs", "lost", "gone", "doubled", "paid_again", "repeated")
+ABOUT = (
+    "RTO: from the damage until every job, and a new one, had ended. RPO: how old what was restored was. Lost "
+    "jobs are those that a backup had; gone are those that came after it. Paid again: steps that were kept. Repeated: "
+    "steps that ran at that moment, or were kept after the backup."
+)
+
+
+def newest(rows: Sequence[Row]) -> dict[str, Row]:
+    """The newest of each drill, by its name."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row["target"], row)
+    return found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The report as Markdown.
+
+    Parameters:
+        rows: of the store, the newest first.
+    """
+    lines = ["# Drills", "", ABOUT, "", f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in newest(rows).values()]
+    lines += ["", "## Before", "", "| drill | RTO, the oldest first |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(map(_seconds, values))} |" for name, values in _histories(rows)]
+    faults = [(row["target"], row["summary"]["fault"]) for row in newest(rows).values() if row["summary"].get("fault")]
+    if faults:
+        lines += ["", "## What did not work", "", *(f"- {name}: {' '.join(fault.split())}" for name, fault in faults)]
+    return "\n".join(lines) + "\n"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The report as one HTML file that needs nothing else, with a drawing of each drill's RTO over time."""
+    heads = "".join(f"<th>{each}</th>" for each in (*_COLUMNS, "RTO before"))
+    histories = dict(_histories(rows))
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}<td>{_drawn(histories[name])}</td></tr>"
+        for name, row in newest(rows).items()
+    )
+    faults = "".join(
+        f"<li><b>{html.escape(name)}</b> {html.escape(row['summary']['fault'])}</li>"
+        for name, row in newest(rows).items()
+        if row["summary"].get("fault")
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Drills</title><style>{_STYLE}</style><h1>Drills</h1><p>{html.escape(ABOUT)}</p>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        f"{f'<h2>What did not work</h2><ul>{faults}</ul>' if faults else ''}\n"
+    )
+
+
+_STYLE = (
+    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;"
+    "padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
+    "border-bottom:1px solid #8885}svg{display:block}polyline{fill:none;stroke:currentColor;stroke-width:2}"
+)
+
+
+def _cells(row: Row) -> list[str]:
+    figures = row["summary"]
+    when = datetime.fromtimestamp(row["at"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    works = "yes" if row["outcome"] == "ok" else "NO"
+    times = [_seconds(figures.get(name)) for name in ("rto_seconds", "rpo_seconds")]
+    return [row["target"], when, works, *times, *(str(figures.get(name, "-")) for name in _FIGURES)]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def _histories(rows: Sequence[Row]) -> Iterator[tuple[str, list[float]]]:
+    for name in newest(rows):
+        yield name, [row["summary"].get("rto_seconds", 0.0) for row in reversed(rows) if row["target"] == name]
+
+
+def _drawn(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return ""
+    top = max(values) or 1.0
+    points = " ".join(
+        f"{number * WIDTH / (len(values) - 1):.1f},{HEIGHT - 2 - value / top * (HEIGHT - 4):.1f}"
+        for number, value in enumerate(values)
+    )
+    words = ", ".join(map(_seconds, values))
+    return (
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="RTO, the oldest first: {words}">'
+        f'<polyline points="{points}"/></svg>'
+    )
+
+
+# -- the runbooks
+
+
+def runbooks() -> str:
+    """All runbooks, as Markdown below a page's introduction."""
+    return "\n\n".join(map(_runbook, DISASTERS)) + "\n"
+
+
+def _runbook(disaster: Disaster) -> str:
+    lines = [
+        f"## {disaster.name}: {disaster.title[0].lower()}{disaster.title[1:]}", "",
+        f"**It shows**: {disaster.shows}", "", f"**What is gone**: {disaster.lost}", "",
+    ]  # fmt: skip
+    for number, step in enumerate(disaster.steps, 1):
+        lines += [f"{number}. {step.words}{_where(step)}", *_block(step)]
+    return "\n".join(lines).rstrip()
+
+
+def _where(step: Do) -> str:
+    if step.elsewhere:
+        return " *(at the platform: no drill does this)*"
+    return f" *(ends with exit code {step.codes[0]})*" if step.codes != (0,) else ""
+
+
+def _block(step: Do) -> list[str]:
+    return ["", "   ```sh", *(f"   {command}" for command in step.commands), "   ```", ""] if step.commands else [""]
+
+
+def plan(inventory: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Row]], contacts: Sequence[str]) -> str:
+    """The plan of an installation: what there is, what was last measured, who is told, what to do.
+
+    Parameters:
+        inventory: each component and where it is, without secrets.
+        rows: operations of the kinds `backup`, `verify` and `drill`, the newest first.
+        contacts: where people are told.
+    """
+    lines = ["# Disaster recovery", "", "## What there is", "", "| component | where |", "|---|---|"]
+    lines += [f"| {name} | {where} |" for name, where in inventory]
+    lines += ["", "## What was last measured", "", "| what | when | RTO | RPO |", "|---|---|---|---|"]
+    lines += [*_measured(rows)] or ["| nothing yet: `oxherd drill run all`, `oxherd backup verify` | | | |"]
+    lines += ["", "## Who is told", "", *([f"- {each}" for each in contacts] or ["- nobody: docs/alerts.md"])]
+    lines += ["", "## Which runbook", "", "| it shows | go to |", "|---|---|"]
+    lines += [f"| {each.shows} | {each.name} |" for each in DISASTERS if not each.production]
+    return "\n".join([*lines, "", runbooks()])
+
+
+def _measured(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    for kind in ("backup", "verify", "drill"):
+        for name, row in newest(rows.get(kind, ())).items() if kind == "drill" else _first(rows.get(kind, ())):
+            when = datetime.fromtimestamp(row["at"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+            figures = row["summary"]
+            bad = "" if row["outcome"] == "ok" else ", FAILED"
+            times = [_seconds(figures.get(each)) for each in ("rto_seconds", "rpo_seconds")]
+            yield f"| {kind} {name}{bad} | {when} | {' | '.join(times)} |"
+
+
+def _first(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+    yield from ((row["target"], row) for row in rows[:1])
