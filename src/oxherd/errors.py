@@ -12,6 +12,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 │   └── ServiceUnreachable      a service around the worker, such as Sentry, did not answer
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── ServiceRefused              a service around the worker, such as Sentry, refused              3
+├── OperationUnderWay           somebody else is changing the same service                        1
 ├── RotationStopped             a secret's rotation can't go on as things are                     1
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
@@ -142,6 +143,10 @@ class ServiceRefused(OxherdError):
     def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class OperationUnderWay(OxherdError):
+    """Somebody else is changing the same service; nothing was done."""
 
 
 class RotationStopped(OxherdError):

@@ -5,10 +5,15 @@ import json
 import sys
 
 import pytest
+from redis.asyncio import Redis
 
 from fakes import railway as fakes
 from fakes.railway import ABSENT, COMMIT, CONTRACT, FakeRailway
-from oxherd.settings import child_environ
+from oxherd.cloud.railway import Railway
+from oxherd.ops import lock
+from oxherd.ops.lock import held
+from oxherd.ops.recording import operator
+from oxherd.settings import child_environ, load
 from oxherd.store.migrate import migrate
 from oxherd.store.postgres import PostgresStore
 
@@ -127,3 +132,49 @@ async def test_wrong_use_says_what_is_right(oxherd, args, variables, words):
     code, _, err = await oxherd(*args, **variables)
     assert code == 2
     assert words in err
+
+
+async def test_two_operators_do_not_change_one_service_at_a_time(service, oxherd, redis_url):
+    here = {"REDIS_URL": redis_url}
+    said: list[str] = []
+    async with Railway.of(load(service.environ, needs=("RAILWAY",))) as api:
+        place = await api.place()
+    async with held(load(service.environ | here, needs=()), place, "rotate API_TOKEN", "switching", said.append):
+        code, _, err = await oxherd("redeploy", "--yes", "--no-verify", **here)
+        assert (code, service.writes) == (1, []), err
+        assert f"herd/production/worker is being changed: `oxherd rotate API_TOKEN` of {operator()} since 20" in err
+        assert "its lock runs out in" in err
+        code, _, err = await oxherd("rollback", "--dry-run", **here)
+        assert "is being changed" not in err
+    code, _, err = await oxherd("redeploy", "--yes", "--no-verify", "--settle", "0", **here)
+    assert (code, service.writes, said) == (0, ["Redeploy"], []), err
+
+
+async def test_an_operator_can_act_while_redis_is_away_and_is_told_that_there_is_no_lock(service, oxherd):
+    code, _, err = await oxherd("redeploy", "--yes", "--no-verify", "--settle", "0", REDIS_URL="redis://127.0.0.1:1")
+    assert (code, service.writes) == (0, ["Redeploy"]), err
+    assert "without a lock: " in err
+
+
+async def test_a_lock_is_renewed_and_only_its_holder_frees_it(service, redis_url, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW", 0.05)
+    settings = load(service.environ | {"REDIS_URL": redis_url}, needs=())
+    async with Railway.of(settings) as api:
+        place = await api.place()
+    said: asyncio.Queue[str] = asyncio.Queue()
+    async with (
+        asyncio.timeout(10), Redis.from_url(redis_url) as redis,
+        held(settings, place, "env push", "one", said.put_nowait),
+    ):  # fmt: skip
+        (key,) = await redis.keys(f"oxherd:*:operating:{place.environment_id}:{place.service_id}")
+        await redis.pexpire(key, 1000)
+        async with redis.monitor() as monitor:
+            async for seen in monitor.listen():
+                if seen["command"].startswith(f"SET {key.decode()} "):
+                    break
+        assert await redis.pttl(key) > 1000
+        await redis.set(key, b'{"command":"env push","who":"ada@home","since":"now","why":"two"}')
+        told = await said.get()
+    assert told == "the lock was lost while Redis was away: `oxherd env push` of ada@home since now (two)"
+    async with Redis.from_url(redis_url) as redis:
+        assert await redis.delete(key) == 1

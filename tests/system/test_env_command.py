@@ -14,7 +14,9 @@ from aiohttp import web
 from deployed import DeployedWorker
 
 from fakes.railway import ABSENT, CONTRACT, FakeRailway
+from oxherd.cloud.railway import Railway
 from oxherd.ops.env import new_key
+from oxherd.ops.lock import held
 from oxherd.settings import Secret, load
 from oxherd.store.postgres import PostgresStore
 from oxherd.vault.keyring import KeyRing
@@ -58,6 +60,13 @@ async def test_variables_are_pushed_in_one_write_deployed_once_and_the_worker_is
     code, out, _ = await oxherd("push", "--from-file", "new.env", "--dry-run", folder=tmp_path, **here)
     assert code == 0
     assert "create  API_TOKEN" in out
+
+    settings = load(here, needs=("RAILWAY",))
+    async with Railway.of(settings) as api:
+        place = await api.place()
+    async with held(settings, place, "deploy guard", "watching", print):
+        code, _, err = await oxherd("push", "--from-file", "new.env", "--yes", folder=tmp_path, **here)
+        assert (code, "is being changed: `oxherd deploy guard`" in err, railway.writes) == (1, True, []), err
 
     code, out, err = await oxherd("push", "--from-file", "new.env", "--yes", "--settle", "0s", folder=tmp_path, **here)
     assert code == 0, out + err

@@ -234,13 +234,14 @@ async def _inventory(
     from oxherd import settings as variables
     from oxherd.clock import wall_ms
     from oxherd.ops import audit_env
+    from oxherd.ops.env import parse
 
     missing = next((path for path in files if not path.is_file()), None)
     if missing is not None:
         raise UsageError(f"--file {missing} is no file")
     places = {
-        audit_env.HERE: variables.set_here(),
-        **{str(path): audit_env.read_env_file(path) for path in files},
+        audit_env.HERE: {name: variables.Secret(value) for name, value in variables.set_here().items()},
+        **{str(path): parse(path.read_text("utf-8", "replace"), str(path))[0] for path in files},
     }
     asked, away = ({}, []) if offline else await audit_env.ask(settings)
     kept = None if offline else await _kept(settings, away)

@@ -86,7 +86,7 @@ def create(
     limit = throttle * 1_000_000 if throttle else None
 
     async def act(store: Store | None, told: Told) -> Any:
-        from oxherd.ops.backup import audited
+        from oxherd.ops.recording import audited
 
         return await audited(
             store, "createBackup", runs.take(settings, store, told=told, limit=limit, with_queue=with_queue)
@@ -253,7 +253,7 @@ def prune(
     from oxherd.app import run_loop
     from oxherd.backup import runs
     from oxherd.backup.storage import open_storage
-    from oxherd.ops.backup import audited
+    from oxherd.ops.recording import audited
 
     settings = _settings()
     storage = open_storage(settings)
@@ -326,7 +326,7 @@ def base(
     """Take a base backup of your own server, from which `rewind` goes to any moment after it."""
     from oxherd.backup import pitr, runs
     from oxherd.backup.storage import open_storage
-    from oxherd.ops.backup import audited
+    from oxherd.ops.recording import audited
 
     settings = _settings()
     storage, address = open_storage(settings), runs.database_of(settings)

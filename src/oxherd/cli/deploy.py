@@ -144,6 +144,7 @@ def redeploy(
 ) -> None:
     """Deploy the same commit again, with the variables of now, and watch it."""
     from oxherd.ops import deploy
+    from oxherd.ops.lock import held
     from oxherd.ops.plan import Plan
 
     settings = _settings()
@@ -154,12 +155,13 @@ def redeploy(
             latest = await deploy.newest(api, place)
             if not _agreed(Plan((deploy.redeploy_plan(place, latest),)), dry_run=dry_run, yes=yes, as_json=as_json):
                 return None
-            made = await deploy.follow_up(api, place, lambda: api.redeploy(place))
-            _say_which(made)
-            verify = None if no_verify else verifier(settings, api)
-            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
-            await keep_record(settings, "deploy redeploy", place, done)
-            return done
+            async with held(settings, place, "deploy redeploy", f"deploying {latest.id} again", note):
+                made = await deploy.follow_up(api, place, lambda: api.redeploy(place))
+                _say_which(made)
+                verify = None if no_verify else verifier(settings, api)
+                done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
+                await keep_record(settings, "deploy redeploy", place, done)
+                return done
 
     finish(_run(act()), as_json)
 
@@ -188,6 +190,7 @@ def rollback(
 ) -> None:
     """Bring an earlier deployment back, and watch it."""
     from oxherd.ops import deploy
+    from oxherd.ops.lock import held
 
     settings = _settings()
     seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
@@ -198,14 +201,15 @@ def rollback(
             way = deploy.forced(way) if restore_variables else way
             if not _agreed(deploy.rollback_plan(place, way), dry_run=dry_run, yes=yes, as_json=as_json):
                 return None
-            made = await deploy.go_back(api, place, way)
-            _say_which(made)
-            verify = None if no_verify else verifier(settings, api)
-            done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
-            await keep_record(
-                settings, "deploy rollback", place, done, to=way.target.id, variables=way.restores_variables
-            )
-            return done
+            async with held(settings, place, "deploy rollback", f"going back to {way.target.id}", note):
+                made = await deploy.go_back(api, place, way)
+                _say_which(made)
+                verify = None if no_verify else verifier(settings, api)
+                done = await deploy.watch(api, made, timeout=seconds, settle=calm, verify=verify, told=tell)
+                await keep_record(
+                    settings, "deploy rollback", place, done, to=way.target.id, variables=way.restores_variables
+                )
+                return done
 
     finish(_run(act()), as_json)
 
@@ -230,6 +234,7 @@ def guard(
     The exit code says what was wrong, also where all is well again.
     """
     from oxherd.ops import deploy
+    from oxherd.ops.lock import held
 
     settings = _settings()
     seconds, calm = duration_of("--timeout", timeout), duration_of("--settle", settle)
@@ -239,12 +244,13 @@ def guard(
             await _can_verify(settings)
             found = await deploy.newest(api, place, commit=commit, timeout=seconds)
             _say_which(found)
-            done = await deploy.guard(
-                api, place, found, verify=verifier(settings, api), timeout=seconds, settle=calm, told=tell
-            )
-            back = {"to": done.way.target.id, "variables": done.way.restores_variables} if done.way else {}
-            await keep_record(settings, "deploy guard", place, done.watched, **back)
-            return done
+            async with held(settings, place, "deploy guard", f"watching {found.id}", note):
+                done = await deploy.guard(
+                    api, place, found, verify=verifier(settings, api), timeout=seconds, settle=calm, told=tell
+                )
+                back = {"to": done.way.target.id, "variables": done.way.restores_variables} if done.way else {}
+                await keep_record(settings, "deploy guard", place, done.watched, **back)
+                return done
 
     done = _run(act())
     more = {

@@ -369,6 +369,7 @@ async def _by_api(
     from oxherd.cli.deploy import duration_of, keep_record, railway_at, tell, verifier
     from oxherd.ops import env_push
     from oxherd.ops.deploy import follow_up, watch
+    from oxherd.ops.lock import held
 
     settings = _railway_settings()
     patience, calm = duration_of("--timeout", times[0]), duration_of("--settle", times[1])
@@ -376,17 +377,18 @@ async def _by_api(
         made = env_push.plan(wanted, await api.variables(place, unrendered=True), await _sealed(api, place))
         if not agreed(made):
             return made, None
-        await api.write_variables(place, made.values, skip_deploys=True)
-        tell(f"{len(made.values)} variables written to {place}")
-        if no_deploy:
-            await _record(settings, str(place), made)
-            note("the running worker keeps its old values until: oxherd deploy redeploy")
-            return made, None
-        deployment = await follow_up(api, place, lambda: api.redeploy(place))
-        verify = None if no_verify else verifier(_after(settings, wanted), api)
-        done = await watch(api, deployment, timeout=patience, settle=calm, verify=verify, told=tell)
-        await keep_record(settings, "env push", place, done, variables=sorted(made.values))
-        return made, done
+        async with held(settings, place, "env push", f"writing {', '.join(sorted(made.values))}", note):
+            await api.write_variables(place, made.values, skip_deploys=True)
+            tell(f"{len(made.values)} variables written to {place}")
+            if no_deploy:
+                await _record(settings, str(place), made)
+                note("the running worker keeps its old values until: oxherd deploy redeploy")
+                return made, None
+            deployment = await follow_up(api, place, lambda: api.redeploy(place))
+            verify = None if no_verify else verifier(_after(settings, wanted), api)
+            done = await watch(api, deployment, timeout=patience, settle=calm, verify=verify, told=tell)
+            await keep_record(settings, "env push", place, done, variables=sorted(made.values))
+            return made, done
 
 
 def _after(settings: Settings, wanted: Mapping[str, Secret]) -> Settings:

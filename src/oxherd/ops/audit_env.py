@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from oxherd.errors import OxherdError, RedisRefused
-from oxherd.ops.audit_known import Marker
 from oxherd.ops.audit_rules import Level, jwt_claims
+from oxherd.ops.env import Fingerprints
+from oxherd.ops.rotate_known import how_to_replace
 from oxherd.settings import TABLE, RedisTarget, Secret, Settings
 
 OLD_DAYS = 180  # after which a secret should have been replaced
 HERE = "this environment"
 _DAY_MS = 86_400_000
 _DANGEROUS = ("FLUSHALL", "CONFIG GET *", "DEBUG SLEEP 0", "SHUTDOWN", "KEYS *")
-_LINE = re.compile(r"""^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^#\n]*?))\s*(?:\s#.*)?$""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +82,8 @@ class Inventory:
         return tuple(each for each in self.faults if each.level > Level.NOTE)
 
 
-def read_env_file(path: Path) -> dict[str, str]:
-    """Names and values of a `.env` file."""
-    found = (_LINE.match(line) for line in path.read_text(errors="replace").splitlines())
-    return {match[1]: next((part for part in match.groups()[1:] if part is not None), "") for match in found if match}
-
-
 def inventory(
-    places: Mapping[str, Mapping[str, str]],
+    places: Mapping[str, Mapping[str, Secret]],
     settings: Settings,
     *,
     rotations: Iterable[Mapping[str, Any]] | None,
@@ -112,7 +104,7 @@ def inventory(
     rows = tuple(
         Row(
             each.name, each.about, each.needed_by,
-            tuple(name for name, values in places.items() if values.get(each.name, "").strip()),
+            tuple(name for name, values in places.items() if _is_set(values.get(each.name))),
             ages.get(each.name), shared.get(each.name, ()),
         )
         for each in TABLE if each.secret
@@ -132,17 +124,22 @@ def _ages(rotations: Iterable[Mapping[str, Any]], now_ms: int) -> dict[str, int]
     return ages
 
 
-def _shared(places: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
-    marker, found = Marker(None), {}
+def _shared(places: Mapping[str, Mapping[str, Secret]]) -> dict[str, tuple[str, ...]]:
+    prints, found = Fingerprints(None), {}
     for variable in TABLE:
         owners: dict[str, list[str]] = {}
         for name, values in places.items():
-            if variable.secret and (value := values.get(variable.name, "").strip()):
-                owners.setdefault(marker.of(value.encode(errors="surrogateescape")), []).append(name)
+            value = values.get(variable.name)
+            if variable.secret and value is not None and _is_set(value):
+                owners.setdefault(prints.of(Secret(value.reveal().strip())), []).append(name)
         most = max(owners.values(), key=len, default=[])
         if len(most) > 1:
             found[variable.name] = tuple(most)
     return found
+
+
+def _is_set(value: Secret | None) -> bool:
+    return value is not None and bool(value.reveal().strip())
 
 
 def _of_rows(rows: Iterable[Row]) -> list[Fault]:
@@ -156,7 +153,7 @@ def _of_rows(rows: Iterable[Row]) -> list[Fault]:
         if row.rotated_days is not None and row.rotated_days > OLD_DAYS:
             faults.append(
                 Fault("age", row.variable, Level.WARNING, f"was replaced {row.rotated_days} days ago",
-                      f"`oxherd rotate {row.variable}`")
+                      how_to_replace(row.variable))
             )  # fmt: skip
     return faults
 
@@ -381,6 +378,6 @@ def secrets_page(found: Inventory) -> str:
         age = "not known" if row.rotated_days is None else f"{row.rotated_days} days ago"
         lines.append(
             f"| `{row.variable}` | {row.about} | {row.needed_by} | {where} | {age if row.where else '-'} "
-            f"| `oxherd rotate {row.variable}` |"
+            f"| {how_to_replace(row.variable)} |"
         )
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from oxherd.ops.audit_env import OLD_DAYS, Inventory
 from oxherd.ops.audit_formats import STYLE, summary
 from oxherd.ops.audit_rules import Level
 from oxherd.ops.audit_secrets import Report
+from oxherd.ops.rotate_known import how_to_replace
 
 _DAY_MS = 86_400_000
 _LOCKS = (
@@ -162,7 +163,7 @@ def _rotated(evidence: Evidence) -> Control:
         return Control(name, None, "the record of rotations could not be read" if rows else "no secret is set")
     fresh = [row for row in rows if row.rotated_days is not None and row.rotated_days <= OLD_DAYS]
     rest = [row.variable for row in rows if row not in fresh]
-    fix = f"`oxherd rotate {rest[0]}`" if rest else ""
+    fix = how_to_replace(rest[0]) if rest else ""
     return Control(name, 100 * len(fresh) // len(rows), f"{len(fresh)} of {len(rows)} have been", fix)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from oxherd.ops.rotate_known import how_to_replace
+
 RULES = Path(__file__).with_name("audit_rules.yml")
 
 
@@ -36,7 +38,7 @@ class Kind:
         rule: its id, such as `oxherd.redis-url`.
         name: in words.
         service: who issued it.
-        variable: Oxherd's name for it, which `oxherd rotate` takes; empty where it is nothing of Oxherd's.
+        variable: Oxherd's name for it; empty where it is nothing of Oxherd's.
         level: how bad it is where everybody can read it.
     """
 
@@ -52,7 +54,7 @@ class Kind:
         if self.level is Level.NOTE:
             return "made to be public: nothing to do"
         if self.variable:
-            return f"`oxherd rotate {self.variable}`"
+            return how_to_replace(self.variable)
         return f"make a new one at {self.service or 'whoever issued it'}, switch to it, then revoke this one"
 
 

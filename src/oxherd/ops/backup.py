@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,12 +16,13 @@ from oxherd.clock import mono
 from oxherd.errors import OxherdError, ScheduleNotFound, UsageError
 from oxherd.ops import restore as restoring_
 from oxherd.ops.plan import Plan, Step
+from oxherd.ops.recording import write_line
 from oxherd.queue.connection import Link
 from oxherd.queue.producer import NewJob
 from oxherd.queue.schedule import Repeat
 from oxherd.queue.timetable import Timetable
 from oxherd.settings import Secret, Settings
-from oxherd.store import AuditLine, Operation, Store
+from oxherd.store import Operation, Store
 
 T = TypeVar("T")
 
@@ -51,19 +51,6 @@ async def optional_store(settings: Settings, note: Callable[[str], None]) -> Asy
     finally:
         if store is not None:
             await store.stop()
-
-
-async def audited(store: Store | None, action: str, work: Awaitable[T], *, target: str = "") -> T:
-    """Do it, and write one line about it."""
-    outcome, done = 500, ""
-    try:
-        result = await work
-        outcome, done = 200, getattr(result, "name", target)
-        return result
-    finally:
-        if store is not None:
-            with contextlib.suppress(OxherdError):
-                await store.write_audit(AuditLine("cli", socket.gethostname(), action, done or target, {}, outcome))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +117,8 @@ async def _kept(
     async with optional_store(settings, note) as store:
         await runs.keep(store, Operation("restore", name, "ok", outcome.seconds, figures))
         if store is not None:
-            line = AuditLine("cli", socket.gethostname(), "restoreBackup", name, {"into": outcome.database}, 200)
             with contextlib.suppress(OxherdError):
-                await store.write_audit(line)
+                await write_line(store, "restoreBackup", name, {"into": outcome.database}, 200)
     return outcome
 
 

@@ -26,7 +26,9 @@ KNOWN = {variable.name: variable for variable in TABLE}
 SHORTEST = 16  # characters of a secret that nobody chose by hand
 LEAST_DISTINCT = 8  # different characters in one that was drawn by lot
 _PLACEHOLDER = re.compile(r"your[-_]|change[-_]?me|placeholder|example\.com|xxxx|<[^>]*>|\.\.\.", re.IGNORECASE)
-_LINE = re.compile(r"""^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\n]*?)\s*$""")
+_LINE = re.compile(
+    r"""^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=(?:\s*(?!#)|)("(?:[^"\\]|\\.)*"|'[^']*'|[^\n]*?)\s*(?:\s#.*)?$"""
+)
 _DOCKER = re.compile(r"^\s*(?:ENV|ARG)\s+(.+)$", re.MULTILINE | re.IGNORECASE)
 _PAIR = re.compile(r"""([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\S*)""")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -122,7 +124,7 @@ def _unquoted(text: str) -> str:
         return re.sub(r"\\(.)", lambda each: {"n": "\n", "t": "\t"}.get(each[1], each[1]), text[1:-1])
     if text[:1] == "'" == text[-1:] and len(text) > 1:
         return text[1:-1]
-    return re.sub(r"\s+#.*$", "", text)
+    return text
 
 
 def render(values: Mapping[str, Secret]) -> str:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from oxherd.app import build_store
 from oxherd.errors import OxherdError
 from oxherd.settings import Settings
-from oxherd.store import AuditLine, Operation
+from oxherd.store import AuditLine, Operation, Store
+
+T = TypeVar("T")
+
+
+def operator() -> str:
+    """Whoever runs this command, and where."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+async def write_line(store: Store, action: str, target: str, detail: Mapping[str, Any], status: int) -> None:
+    """One line of the audit log about what this operator did. Raises StoreUnreachable."""
+    await store.write_audit(AuditLine("cli", operator(), action, target, dict(detail), status))
+
+
+async def audited(store: Store | None, action: str, work: Awaitable[T], *, target: str = "") -> T:
+    """Do what keeps its own operation, and write one line about it."""
+    outcome, done = 500, ""
+    try:
+        result = await work
+        outcome, done = 200, getattr(result, "name", target)
+        return result
+    finally:
+        if store is not None:
+            with contextlib.suppress(OxherdError):
+                await write_line(store, action, done or target, {}, outcome)
 
 
 async def record(settings: Settings, action: str, operation: Operation, told: Callable[[str], None]) -> None:
@@ -25,13 +52,12 @@ async def record(settings: Settings, action: str, operation: Operation, told: Ca
     if store is None:
         told("not recorded: neither DATABASE_URL nor SUPABASE_URL is set")
         return
-    source = f"{getpass.getuser()}@{socket.gethostname()}"
     status = 200 if operation.outcome == "ok" else 500
     try:
         await store.start()
         try:
             await store.write_operation(operation)
-            await store.write_audit(AuditLine("cli", source, action, operation.target, operation.summary, status))
+            await write_line(store, action, operation.target, operation.summary, status)
         finally:
             await store.stop()
     except OxherdError as error:

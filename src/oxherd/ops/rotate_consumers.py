@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from oxherd.ops.rotate import Consumers, Person
 from oxherd.ops.rotate_state import write_privately
 from oxherd.settings import Secret
 
+Held = AbstractAsyncContextManager[None]
 APPEARS = 120.0  # seconds within which a deployment that was asked for is listed
 SERVES = 1800.0  # seconds for a build, a start and the end of what ran before
 LOOK = 2.0  # seconds between looks; more where Railway's limit is near
@@ -26,9 +28,13 @@ class OnRailway:
         api: Railway.
         places: the services.
         tell: is told what happens.
+        lock: holds a service while it is switched.
     """
 
-    def __init__(self, api: Railway, places: Sequence[Place], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, api: Railway, places: Sequence[Place], tell: Callable[[str], None], lock: Callable[[Place], Held]
+    ) -> None:
+        self._lock = lock
         self._api = api
         self._places = places
         self._tell = tell
@@ -57,24 +63,29 @@ class OnRailway:
         """See Consumers. A deployment that fails is forgotten, so that the next try makes another."""
         for place in self._places:
             mine = memo.setdefault(place.service_id, {})
-            if mine.get("serves"):
-                continue
-            if "before" not in mine:
-                await self._api.write_variables(place, values, skip_deploys=True)
-                mine["before"] = await self._newest(place)
-                keep()
-            if "deployment" not in mine:
-                mine["deployment"] = await self._deploy(place, mine)
-                keep()
-            self._tell(f"{place}: deployment {mine['deployment']}")
-            try:
-                await self._only_it_serves(place, mine["deployment"])
-            except RotationStopped:
-                mine.clear()
-                keep()
-                raise
-            mine["serves"] = True
+            if not mine.get("serves"):
+                async with self._lock(place):
+                    await self._give(place, values, mine, keep)
+
+    async def _give(
+        self, place: Place, values: Mapping[str, Secret], mine: dict[str, Any], keep: Callable[[], None]
+    ) -> None:
+        if "before" not in mine:
+            await self._api.write_variables(place, values, skip_deploys=True)
+            mine["before"] = await self._newest(place)
             keep()
+        if "deployment" not in mine:
+            mine["deployment"] = await self._deploy(place, mine)
+            keep()
+        self._tell(f"{place}: deployment {mine['deployment']}")
+        try:
+            await self._only_it_serves(place, mine["deployment"])
+        except RotationStopped:
+            mine.clear()
+            keep()
+            raise
+        mine["serves"] = True
+        keep()
 
     async def _newest(self, place: Place) -> str:
         found = await self._api.deployments(place, limit=1)

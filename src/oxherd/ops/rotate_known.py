@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from oxherd.cloud.railway import Railway
 from oxherd.cloud.supabase_admin import SupabaseAdmin
 from oxherd.cloud.upstash import Upstash
 from oxherd.errors import RotationStopped, UsageError
+from oxherd.ops.lock import held
 from oxherd.ops.rotate import PATIENCE, Consumers, Person, Rotation, Rotator, Scene
 from oxherd.ops.rotate_consumers import ByHand, OnRailway, Several
 from oxherd.ops.rotate_encryption import EncryptionKey
@@ -64,6 +65,13 @@ class Wanted:
     disable_legacy: bool = False
     resume: bool = False
     test_job: bool = True
+
+
+def how_to_replace(name: str) -> str:
+    """What to do to replace a secret: the command, or the work by hand where there is none."""
+    if name in NAMES:
+        return f"`oxherd rotate {name}`"
+    return f"by hand: make a new {name} where it was made, `oxherd env push` it, then revoke the old one"
 
 
 def check_name(name: str) -> str:
@@ -120,7 +128,7 @@ async def _consumers(
     parts: dict[str, Consumers] = {}
     for kind in wanted.consumers or usual:
         if kind == "railway":
-            parts[kind] = await _on_railway(wanted.services, settings, tell, sleep, stack)
+            parts[kind] = await _on_railway(wanted, settings, tell, sleep, stack)
         elif kind == "manual":
             target = wanted.target or wanted.folder / f"{wanted.name}.env"
             parts[kind] = ByHand(target, person, tell)
@@ -130,7 +138,7 @@ async def _consumers(
 
 
 async def _on_railway(
-    services: Sequence[str],
+    wanted: Wanted,
     settings: Settings,
     tell: Callable[[str], None],
     sleep: Callable[[float], Awaitable[None]],
@@ -148,9 +156,12 @@ async def _on_railway(
         await api.place(
             project=settings.railway_project_id, environment=settings.railway_environment_id, service=service
         )
-        for service in services or (settings.railway_service_id,)
+        for service in wanted.services or (settings.railway_service_id,)
     ]
-    return OnRailway(api, places, tell)
+    command = f"rotate {wanted.name}"
+    return OnRailway(
+        api, places, tell, lambda place: held(settings, place, command, "switching to another value", tell)
+    )
 
 
 async def _rotation(wanted: Wanted, scene: Scene, stack: AsyncExitStack) -> Rotation:

@@ -32,6 +32,7 @@ class Keys:
             setattr(self, name.replace("-", "_"), self.base + name.encode())
         self.money = f"oxherd:{prefix}:money:".encode()  # all queues of a prefix share one purse
         self.calls = f"oxherd:{prefix}:calls:".encode()  # and the model service's limits
+        self._operating = f"oxherd:{prefix}:operating:".encode()  # a service is one, whichever queue it serves
         self.control = self._ours + b"control"
         self.cancels = self._ours + b"cancels"
         self.gate = self._ours + b"gate"
@@ -80,6 +81,10 @@ class Keys:
     def idempotency(self, key: str) -> bytes:
         """What a request that carried this idempotency key brought about."""
         return self._ours + b"idempotency:" + key.encode()
+
+    def operating(self, service: str) -> bytes:
+        """The lock of whoever changes this service or its variables."""
+        return self._operating + service.encode()
 
     def lock(self, job_id: str) -> bytes:
         """The job's lease."""

@@ -139,3 +139,11 @@ def test_malformed_values_are_refused_before_anything_is_written() -> None:
 
 def test_a_generated_key_is_one_that_the_settings_take() -> None:
     assert load({"ENCRYPTION_KEY": env.new_key()}, needs=()).encryption_key is not None
+
+
+def test_a_note_behind_a_value_is_no_part_of_it():
+    text = "A=plain # note\nB=\"two # words\" # note\nC='x#y' # note\nD= # note\nE=#abc\nexport F=a#b\nG=\n"
+    found, _ = env.parse(text, ".env")
+    assert {name: value.reveal() for name, value in found.items()} == {
+        "A": "plain", "B": "two # words", "C": "x#y", "D": "", "E": "#abc", "F": "a#b", "G": "",
+    }  # fmt: skip

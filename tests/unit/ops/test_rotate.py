@@ -18,9 +18,11 @@ from fakes import railway as railways
 from fakes.key_services import FakeOpenRouterKeys
 from fakes.railway import FakeRailway, crashed
 from fakes.rotating import Died, Rotating, Says
-from oxherd.errors import RotationStopped, ServiceRefused, UsageError
+from oxherd.cloud.railway import Railway
+from oxherd.errors import OperationUnderWay, RotationStopped, ServiceRefused, UsageError
+from oxherd.ops.lock import held
 from oxherd.ops.rotate_state import Locks, Progress, Stage, StateFile
-from oxherd.settings import Secret
+from oxherd.settings import Secret, load
 
 pytestmark = pytest.mark.skipif(
     not (railways.CONTRACT.exists() and key_services.OPENROUTER.path.exists()), reason=key_services.OPENROUTER.absent
@@ -235,3 +237,15 @@ def test_the_state_of_a_new_encryption_key_opens_with_the_old_and_the_new_one(tm
     a_file(tmp_path, KEY).save(progress)
     for key in (KEY, OTHER):
         assert a_file(tmp_path, key).load().id == progress.id
+
+
+async def test_a_service_that_somebody_else_changes_is_not_switched(rig, railway, redis_url):
+    rig.environ["REDIS_URL"] = redis_url
+    settings = load(rig.environ, needs=())
+    async with Railway.of(settings) as api:
+        place = await api.place()
+    async with held(settings, place, "deploy guard", "watching", print):
+        with pytest.raises(OperationUnderWay, match="`oxherd deploy guard` of") as stopped:
+            await rig.run(NAME)
+    assert "--resume" in stopped.value.hint
+    assert railway.writes == []
