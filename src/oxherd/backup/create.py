@@ -141,11 +141,14 @@ async def _take(
     environ = client.variables(tools.connection_environ(source.address, tls=server.tls))
     command = [client.program("pg_dump"), *DUMP, f"--snapshot={snapshot}", *_selection(scope, supabase=server.supabase)]
     sink = Sink(storage, name, recipients)
+    before = await facts.sequences(connection, scope)
     pace = sealing.Pace(source.limit, lambda done: told("database", done, server.bytes))
     dump = asyncio.create_task(in_thread(lambda stop: stream(command, environ, sink, "database", pace, stop)))
     reading = asyncio.create_task(facts.gather(connection, scope, seed=secrets.randbits(62)))
     try:
         piece, found = await asyncio.gather(dump, reading)
+        after = await facts.sequences(connection, scope)
+        found["sequences"] = {place: [before.get(place, there), there] for place, there in after.items()}
         pieces, copy = [piece], None
         if source.link is not None and source.keys is not None:
             told("queue", 0, 0)

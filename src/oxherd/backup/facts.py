@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,16 +129,15 @@ async def gather(connection: Any, scope: Scope, *, seed: int) -> dict[str, Any]:
         seed: of the checksums, so that nobody can guess a row from one.
 
     Returns:
-        tables ({name: [rows, checksum]}), sequences, extensions, roles, stand_ins, and the CATALOG's.
+        tables ({name: [rows, checksum]}), sequences ({name: [earliest, latest place]}), extensions, roles, stand_ins,
+        and the CATALOG's.
     """
     await connection.execute(SAME_TEXT)
-    facts: dict[str, Any] = {"seed": seed, "tables": {}, "sequences": {}}
+    facts: dict[str, Any] = {"seed": seed, "tables": {}}
     for name in await _relations(connection, scope, "r"):
         rows, checksum = await _summed(connection, name, seed)
         facts["tables"][name] = [rows, checksum]
-    for name in await _relations(connection, scope, "S"):
-        row = await connection.fetchrow(f"select last_value, is_called from {_sql(name)}")
-        facts["sequences"][name] = [row["last_value"], row["is_called"]]
+    facts["sequences"] = {name: [place, place] for name, place in (await sequences(connection, scope)).items()}
     for name, query in CATALOG.items():
         rows = await connection.fetch(_completed(query, scope))
         facts[name] = {row[0]: row[1] for row in rows}
@@ -151,6 +151,15 @@ async def gather(connection: Any, scope: Scope, *, seed: int) -> dict[str, Any]:
     facts["roles"] = [row[0] for row in await connection.fetch(ROLES)]
     facts["stand_ins"] = [list(row.values()) for row in await connection.fetch(STAND_INS)]
     return facts
+
+
+async def sequences(connection: Any, scope: Scope) -> dict[str, list[Any]]:
+    """Where each sequence is now: its last value, and whether that was given out. No snapshot holds one still."""
+    found = {}
+    for name in await _relations(connection, scope, "S"):
+        row = await connection.fetchrow(f"select last_value, is_called from {_sql(name)}")
+        found[name] = [row["last_value"], row["is_called"]]
+    return found
 
 
 COMPARED = ("tables", "sequences", *CATALOG)
@@ -169,9 +178,18 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any], *, skip: Se
         if kind in skip:
             continue
         ours, theirs = wanted.get(kind, {}), found.get(kind, {})
-        changed = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+        same = _between if kind == "sequences" else operator.eq
+        changed = [name for name in sorted(ours.keys() | theirs.keys()) if not same(ours.get(name), theirs.get(name))]
         lines += [_difference(kind, name, ours.get(name), theirs.get(name)) for name in changed]
     return lines
+
+
+def _between(ours: Any, theirs: Any) -> bool:
+    """Whether a sequence is where it was at some moment while the dump ran."""
+    if ours is None or theirs is None:
+        return False
+    low, high = sorted(ours)
+    return all(low <= place <= high for place in theirs)
 
 
 def _difference(kind: str, name: str, ours: Any, theirs: Any) -> str:

@@ -184,7 +184,8 @@ def push_wal(path: Path, storage: Storage, recipients: Sequence[str]) -> list[st
 def bases(storage: Storage) -> list[Base]:
     """All base backups, the newest first."""
     found = [each.name for each in storage.objects(f"{BASES}/") if each.name.endswith(f"/{INDEX}")]
-    return [_base(storage, name) for name in sorted(found, reverse=True)]
+    # Names have whole seconds.
+    return sorted((_base(storage, name) for name in found), key=lambda base: base.ended_at, reverse=True)
 
 
 def rewind(storage: Storage, identities: Sequence[Any], to: datetime, folder: Path, *, told: Told = quiet) -> Rewound:

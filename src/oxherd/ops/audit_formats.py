@@ -152,7 +152,8 @@ def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
 
 STYLE = (
     ":root{color-scheme:light dark}body{background:#fff;color:#1a1a1a;font:16px/1.5 system-ui,sans-serif;"
-    "max-width:64rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
+    "max-width:64rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}"
+    "th,td{text-align:left;padding:.3rem .6rem;"
     "border-bottom:1px solid #8885;vertical-align:top;overflow-wrap:anywhere}.error,.failed{color:#b3261e;"
     "font-weight:600}.warning{color:#8a5a00;font-weight:600}@media(prefers-color-scheme:dark)"
     "{body{background:#161616;color:#eee}.error,.failed"

@@ -41,8 +41,10 @@ class Admin:
 
     async def job(self, job_id: str) -> dict[str, Any]:
         """One job for people: its fields decoded, its state, its log lines. Raises JobNotFound."""
-        state, fields, logs = await asyncio.gather(
-            self.state(job_id),
+        # The state first: whoever reads that it is completed must find its result, also where Redis has to be sent the
+        # script of the state and so answers what was asked after it before it.
+        state = await self.state(job_id)
+        fields, logs = await asyncio.gather(
             self._link.call(b"HGETALL", self._keys.job(job_id)),
             self._link.call(b"LRANGE", self._keys.job(job_id) + b":logs", 0, -1),
         )
