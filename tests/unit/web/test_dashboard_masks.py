@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from oxherd.web.dashboard_masks import HIDDEN, Masks, is_secret_name
 
-PASSWORD = "-".join(("not", "a", "password"))
+PASSWORD = "not-a-password"
 MASKS = Masks(lambda text: text.replace("s3cret-of-ours", "***"))
 
 
