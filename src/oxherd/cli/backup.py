@@ -454,7 +454,7 @@ def _identity(path: Path | None) -> list[Secret]:
 
 def _run(settings: Settings, act: Callable[[Store | None, Told], Awaitable[Any]], *, quiet: bool) -> Any:
     from oxherd.app import run_loop
-    from oxherd.ops.backup import optional_store
+    from oxherd.ops.recording import optional_store
 
     async def main() -> Any:
         async with optional_store(settings, note) as store:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,8 @@ def run(
         names = _harmless(names, every=name == "all")
     elif place != "scratch":
         raise UsageError(f"--in takes scratch or production, not {place!r}")
+    if report_file is not None:
+        _check_report(report_file)  # before a quarter of an hour of drills, not after it
     results: list[Result] = run_loop(_run(names, place, at_once))
     if report_file is not None:
         _write(report_file, [_row(each) for each in results])
@@ -136,16 +139,14 @@ def _tell(result: Result) -> None:
 
 async def _keep(results: Sequence[Result], place: str) -> None:
     """Into the database's history, where there is one."""
-    from oxherd.ops.backup import optional_store
-    from oxherd.store import Operation
+    from oxherd.ops.recording import optional_store
 
     async with optional_store(_settings(), note) as store:
         if store is None:
             return
         for each in results:
-            summary = {**each.summary(), "in": place}
-            outcome = "ok" if each.ok else "failed"
-            await store.write_operation(Operation("drill", each.name, outcome, each.rto_seconds, summary))
+            kept = each.operation
+            await store.write_operation(replace(kept, summary={**kept.summary, "in": place}))
 
 
 @app.command(epilog="\b\nExamples:\n  oxherd drill report > drills.md\n  oxherd drill report --output drills.html")
@@ -204,7 +205,7 @@ def _settings() -> Settings:
 
 def _history(*kinds: str, needed: bool = False) -> dict[str, list[dict[str, Any]]]:
     from oxherd.app import run_loop
-    from oxherd.ops.backup import optional_store
+    from oxherd.ops.recording import optional_store
 
     async def ask() -> dict[str, list[dict[str, Any]]]:
         async with optional_store(_settings(), note) as store:
@@ -220,8 +221,12 @@ def _row(result: Result) -> dict[str, Any]:
     """A result as the store would have it."""
     from oxherd.clock import wall_ms
 
-    outcome = "ok" if result.ok else "failed"
-    return {"at": wall_ms(), "target": result.name, "outcome": outcome, "summary": result.summary()}
+    return {"at": wall_ms(), **asdict(result.operation)}
+
+
+def _check_report(path: Path) -> None:
+    if path.suffix not in {".md", ".html", ".json"}:
+        raise UsageError(f"{path}: a report ends in .md, .html or .json")
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -229,12 +234,11 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     from oxherd.ops import drill_report
 
+    _check_report(path)
     match path.suffix:
         case ".md":
             path.write_text(drill_report.markdown(rows))
         case ".html":
             path.write_text(drill_report.page(rows))
-        case ".json":
-            path.write_bytes(orjson.dumps(rows, default=str, option=orjson.OPT_INDENT_2))
         case _:
-            raise UsageError(f"{path}: a report ends in .md, .html or .json")
+            path.write_bytes(orjson.dumps(rows, default=str, option=orjson.OPT_INDENT_2))

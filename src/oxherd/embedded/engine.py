@@ -16,6 +16,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -267,6 +268,18 @@ def platform_name() -> str:
     """This machine as a wheel tag would say it, for example `linux x86_64 glibc, Python 3.12`."""
     libc = platform.libc_ver()[0] or "no glibc"
     return f"{platform.system()} {platform.machine()} {libc}, Python {platform.python_version()}"
+
+
+def is_healthy(port: int, *, timeout: float) -> bool:
+    """Whether `/health` of a server on loopback answers 200 within so many seconds."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def free_port() -> int:

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import ClassVar
 
 from oxherd.embedded import smollm2
-from oxherd.embedded.engine import Engine, free_port, package_folder
+from oxherd.embedded.engine import Engine, free_port, is_healthy, package_folder
 from oxherd.errors import EmbeddedUnavailable
 
 
@@ -52,11 +51,4 @@ class Model(Engine):
         return [*program, str(self._wheels), str(self._port), str(self._runtime / "llama.sock")]
 
     def _ready(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=1)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+        return is_healthy(self._port, timeout=1)

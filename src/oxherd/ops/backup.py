@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from oxherd.app import build_store, keys_of
+from oxherd.app import keys_of
 from oxherd.backup import catalogue, facts, jobs, restore, runs, sealing, tools
 from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
@@ -16,13 +16,13 @@ from oxherd.clock import mono
 from oxherd.errors import OxherdError, ScheduleNotFound, UsageError
 from oxherd.ops import restore as restoring_
 from oxherd.ops.plan import Plan, Step
-from oxherd.ops.recording import write_line
+from oxherd.ops.recording import optional_store, write_line
 from oxherd.queue.connection import Link
 from oxherd.queue.producer import NewJob
 from oxherd.queue.schedule import Repeat
 from oxherd.queue.timetable import Timetable
 from oxherd.settings import Secret, Settings
-from oxherd.store import Operation, Store
+from oxherd.store import Operation
 
 T = TypeVar("T")
 
@@ -34,23 +34,6 @@ class Finding:
     what: str
     ok: bool
     detail: str
-
-
-@contextlib.asynccontextmanager
-async def optional_store(settings: Settings, note: Callable[[str], None]) -> AsyncIterator[Store | None]:
-    """The configured store, or None where it can't be used now: a restore must work when the database is gone."""
-    store = build_store(settings)
-    if store is not None:
-        try:
-            await store.start()
-        except OxherdError as error:
-            note(f"not kept in the database's history: {error.message}")
-            store = None
-    try:
-        yield store
-    finally:
-        if store is not None:
-            await store.stop()
 
 
 @dataclass(frozen=True, slots=True)

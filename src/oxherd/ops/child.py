@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from oxherd import settings
-from oxherd.embedded.engine import GUARD
+from oxherd.embedded.engine import GUARD, is_healthy
 from oxherd.errors import OxherdError
 
 START_TIMEOUT = 20.0  # seconds until /health must be 200
@@ -73,7 +72,7 @@ class WorkerProcess:
             OxherdError: it ended, or is not healthy within 20 s; with the last lines it wrote.
         """
         deadline = time.monotonic() + START_TIMEOUT
-        while not self._healthy():
+        while not is_healthy(self._port, timeout=2):
             if self.exit_code is not None:
                 raise OxherdError(f"the worker ended with exit code {self.exit_code}{self._last_words()}")
             if time.monotonic() > deadline:
@@ -119,16 +118,6 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             self._guard.stdin.write(f"{line}\n".encode())
             self._guard.stdin.flush()
-
-    def _healthy(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
 
     def _last_words(self) -> str:
         if self._log is None:

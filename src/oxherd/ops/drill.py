@@ -32,6 +32,7 @@ from oxherd.ops.child import WorkerProcess
 from oxherd.ops.disasters import Disaster
 from oxherd.ops.drill_provider import Provider
 from oxherd.queue.producer import NewJob
+from oxherd.store import Operation
 from oxherd.store.migrate import migrate
 
 APP = "oxherd.ops.drill_app:herd"
@@ -97,6 +98,11 @@ class Result:
     def ok(self) -> bool:
         """Whether the runbook works: no fault, nothing lost, nothing kept was paid for again."""
         return not self.fault and not self.lost and not self.doubled and not self.paid_again
+
+    @property
+    def operation(self) -> Operation:
+        """What the database keeps of it."""
+        return Operation("drill", self.name, "ok" if self.ok else "failed", self.rto_seconds, self.summary())
 
     def summary(self) -> dict[str, Any]:
         """The figures as JSON."""

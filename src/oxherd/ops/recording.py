@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from oxherd.app import build_store
@@ -19,6 +19,23 @@ T = TypeVar("T")
 def operator() -> str:
     """Whoever runs this command, and where."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@contextlib.asynccontextmanager
+async def optional_store(settings: Settings, note: Callable[[str], None]) -> AsyncIterator[Store | None]:
+    """The configured store, or None where it can't be used now: a restore must work when the database is gone."""
+    store = build_store(settings)
+    if store is not None:
+        try:
+            await store.start()
+        except OxherdError as error:
+            note(f"not kept in the database's history: {error.message}")
+            store = None
+    try:
+        yield store
+    finally:
+        if store is not None:
+            await store.stop()
 
 
 async def write_line(store: Store, action: str, target: str, detail: Mapping[str, Any], status: int) -> None:
