@@ -10,6 +10,11 @@ from oxherd.embedded.postgres import Postgres
 from oxherd.embedded.valkey import Valkey
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: as the last one it would keep one process busy while the others have nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_drills.py")
+
+
 @pytest.fixture(scope="session")
 def valkey(oxherd_valkey: Valkey) -> Valkey:
     """One Valkey for the whole run, on TCP. A test that kills its Valkey starts one of its own."""
