@@ -13,7 +13,7 @@ OxherdError                     hint: what to do next; exit_code: what the comma
 ├── RedisRefused                Redis answered with an error (code: READONLY, OOM, NOAUTH, …)      3
 ├── ServiceRefused              a service around the worker, such as Sentry, refused              3
 ├── OperationUnderWay           somebody else is changing the same service                        1
-├── RotationStopped             a secret's rotation can't go on as things are                     1
+├── RotationStopped             a secret's rotation can't go on as things are        1, 10 to 18
 ├── EmbeddedUnavailable         an embedded engine has no wheel here or did not start             3
 ├── NotFound                    nothing has that id or name                                       1
 │   ├── JobNotFound             no job with that id on the queue                                  1
@@ -150,7 +150,15 @@ class OperationUnderWay(OxherdError):
 
 
 class RotationStopped(OxherdError):
-    """A secret's rotation can't go on as things are; nothing that was done is lost."""
+    """A secret's rotation can't go on as things are; nothing that was done is lost.
+
+    Parameters:
+        exit_code: 1, or that of the diagnosis where a deployment with the new value is no good.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
 
 
 class RedisRefused(OxherdError):

@@ -79,7 +79,8 @@ async def test_killed_at_each_stage_thousands_of_rows_are_sealed_anew_and_no_job
         more = ["--resume"] if (state / f"{NAME}.rotation").exists() else []
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(Path(__file__).with_name("dying_rotation.py")), "rotate", NAME, "--yes", *more,
-            "--state", str(state), env={"PATH": os.environ["PATH"], **environ, NAME: key, "DIE_BEFORE": die_before},
+            "--settle", "0", "--state", str(state),
+            env={"PATH": os.environ["PATH"], **environ, NAME: key, "DIE_BEFORE": die_before},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         said, _ = await asyncio.wait_for(process.communicate(), 60)

@@ -46,7 +46,7 @@ async def test_workers_change_users_without_a_failed_job(valkey_with_users, tmp_
         watching = {NAME: valkey_with_users.url, "JOB_QUEUE_NAME": queue_name}
         railway.tick = 5.0
         async with bench.under_load(watching, 10, rate=20.0, job="oxherd.echo") as ended:
-            await rig.run(NAME)
+            await rig.run(NAME, settle=0)
         assert ended.keys() == {"completed"}
         assert railway.deployed[-1].variables[NAME] != old
         async with Redis.from_url(old) as client:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from oxherd.cli.deploy import Settle, duration_of
 from oxherd.cli.printing import Json, clock, note, print_json, print_table
 from oxherd.errors import RotationStopped, UsageError
 
@@ -74,6 +75,7 @@ def rotate(
     test_job: Annotated[
         bool, typer.Option("--test-job/--no-test-job", help="Run a job on the queue after the switch.")
     ] = True,
+    settle: Settle = "30s",
     passphrase_file: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Also lock the state with what this file holds. Needed where "
                                   "ENCRYPTION_KEY is not set.")
@@ -99,7 +101,7 @@ def rotate(
     phrase = None if passphrase_file is None else _read(passphrase_file)
     wanted = Wanted(
         name or "", state, Locks(tuple(known), phrase), tuple(consumers or ()), tuple(service or ()), to, url,
-        disable_legacy, resume or rollback, test_job,
+        disable_legacy, resume or rollback, test_job, duration_of("--settle", settle),
     )  # fmt: skip
     person = _Terminal(value_from, yes=yes, done=done)
     if leaked is not None:

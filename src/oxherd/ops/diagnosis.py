@@ -67,11 +67,20 @@ class Diagnosis:
     @property
     def text(self) -> str:
         """It for people."""
-        shown = [f"Cause: {self.cause} (exit code {self.exit_code}): {self.summary}", f"Fix:   {self.fix}"]
-        if self.lines:
-            whose = "the build's log" if self.log == "build" else "what the process said"
-            shown += [f"The last lines of {whose}:", *(f"  | {line}" for line in self.lines)]
+        shown = [
+            f"Cause: {self.cause} (exit code {self.exit_code}): {self.summary}",
+            f"Fix:   {self.fix}",
+            *self.quoted,
+        ]
         return "\n".join(shown)
+
+    @property
+    def quoted(self) -> tuple[str, ...]:
+        """The lines for people, with where they are from."""
+        if not self.lines:
+            return ()
+        whose = "the build's log" if self.log == "build" else "what the process said"
+        return (f"The last lines of {whose}:", *(f"  | {line}" for line in self.lines))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from oxherd.cloud.railway import OVER, Deployment, Place, Railway
+from oxherd.cloud.railway import PENDING, Place, Railway
 from oxherd.errors import RotationStopped
+from oxherd.ops.deploy import SETTLE, TIMEOUT, Watched, follow_up, watch
 from oxherd.ops.rotate import Consumers, Person
 from oxherd.ops.rotate_state import write_privately
 from oxherd.settings import Secret
 
 Held = AbstractAsyncContextManager[None]
-APPEARS = 120.0  # seconds within which a deployment that was asked for is listed
-SERVES = 1800.0  # seconds for a build, a start and the end of what ran before
 LOOK = 2.0  # seconds between looks; more where Railway's limit is near
 
 
@@ -29,11 +28,19 @@ class OnRailway:
         places: the services.
         tell: is told what happens.
         lock: holds a service while it is switched.
+        settle: seconds for which a deployment has to stay up before it is believed.
     """
 
     def __init__(
-        self, api: Railway, places: Sequence[Place], tell: Callable[[str], None], lock: Callable[[Place], Held]
+        self,
+        api: Railway,
+        places: Sequence[Place],
+        tell: Callable[[str], None],
+        lock: Callable[[Place], Held],
+        *,
+        settle: float = SETTLE,
     ) -> None:
+        self._settle = settle
         self._lock = lock
         self._api = api
         self._places = places
@@ -78,14 +85,14 @@ class OnRailway:
             mine["deployment"] = await self._deploy(place, mine)
             keep()
         self._tell(f"{place}: deployment {mine['deployment']}")
-        try:
-            await self._only_it_serves(place, mine["deployment"])
-        except RotationStopped:
+        done = await self._until_alone(place, mine["deployment"])
+        if done.diagnosis is None:
+            mine["serves"] = True
+        elif done.deployment.status not in PENDING | {"NEEDS_APPROVAL"}:  # those may get up yet
             mine.clear()
-            keep()
-            raise
-        mine["serves"] = True
         keep()
+        if done.diagnosis is not None:
+            raise _no_good(place, done)
 
     async def _newest(self, place: Place) -> str:
         found = await self._api.deployments(place, limit=1)
@@ -95,38 +102,31 @@ class OnRailway:
         # Whatever is newer than the write has the new values, whoever asked for it: also we, before we died.
         if (newest := await self._newest(place)) != mine["before"]:
             return newest
-        await self._api.redeploy(place)
-        waited = 0.0
-        while (newest := await self._newest(place)) == mine["before"]:
-            if waited >= APPEARS:
-                raise RotationStopped(f"Railway was asked to redeploy {place} and lists no new deployment")
-            waited += await self._pause()
-        return newest
+        return (await follow_up(self._api, place, lambda: self._api.redeploy(place))).id
 
-    async def _only_it_serves(self, place: Place, id: str) -> None:  # noqa: A002  the API's word
-        waited = 0.0
-        while True:
-            now = await self._api.deployment(id)
-            if now.status in OVER or now.status == "NEEDS_APPROVAL" or (now.status == "SUCCESS" and now.stopped):
-                raise _no_good(place, now)
-            if now.is_serving:
-                active = (await self._api.service_instance(place)).active
-                if {each.id for each in active} <= {id}:
-                    return
-            if waited >= SERVES:
-                raise _no_good(place, now)
-            waited += await self._pause()
-
-    async def _pause(self) -> float:
-        seconds = self._api.pace(LOOK)
-        await self._api.sleep(seconds)
-        return seconds
+    async def _until_alone(self, place: Place, id: str) -> Watched:  # noqa: A002  the API's word
+        """Watch a deployment until no other one of the service runs any more. Raises RotationStopped: one does on."""
+        done, waited = await watch(self._api, await self._api.deployment(id), settle=self._settle, told=self._tell), 0.0
+        while done.diagnosis is None:
+            active = (await self._api.service_instance(place)).active
+            if {each.id for each in active} <= {id}:
+                break
+            if waited >= TIMEOUT:
+                raise RotationStopped(f"{place}: an older deployment still runs beside {id}",
+                                      hint="`oxherd deploy status` shows it; remove it at Railway")  # fmt: skip
+            pause = self._api.pace(LOOK)
+            await self._api.sleep(pause)
+            waited += pause
+            done = await watch(self._api, await self._api.deployment(id), settle=0)
+        return done
 
 
-def _no_good(place: Place, now: Deployment) -> RotationStopped:
+def _no_good(place: Place, done: Watched) -> RotationStopped:
+    found = done.diagnosis
+    assert found is not None
+    said = f"{place}: the deployment {done.deployment.id} with the new value is {done.deployment.status}"
     return RotationStopped(
-        f"{place}: the deployment {now.id} with the new value is {now.status}, not serving",
-        hint="`oxherd deploy status` says why",
+        "\n".join((f"{said}: {found.cause}: {found.summary}", *found.quoted)), hint=found.fix, exit_code=found.exit_code
     )
 
 

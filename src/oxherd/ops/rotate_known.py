@@ -14,6 +14,7 @@ from oxherd.cloud.railway import Railway
 from oxherd.cloud.supabase_admin import SupabaseAdmin
 from oxherd.cloud.upstash import Upstash
 from oxherd.errors import RotationStopped, UsageError
+from oxherd.ops.deploy import SETTLE
 from oxherd.ops.lock import held
 from oxherd.ops.rotate import PATIENCE, Consumers, Person, Rotation, Rotator, Scene
 from oxherd.ops.rotate_consumers import ByHand, OnRailway, Several
@@ -53,6 +54,7 @@ class Wanted:
         disable_legacy: both JWT keys of Supabase may be switched off.
         resume: go on with one that is under way.
         test_job: run a job on the queue after the switch.
+        settle: seconds for which a deployment has to stay up before it is believed.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Wanted:
     disable_legacy: bool = False
     resume: bool = False
     test_job: bool = True
+    settle: float = SETTLE
 
 
 def how_to_replace(name: str) -> str:
@@ -160,8 +163,9 @@ async def _on_railway(
     ]
     command = f"rotate {wanted.name}"
     return OnRailway(
-        api, places, tell, lambda place: held(settings, place, command, "switching to another value", tell)
-    )
+        api, places, tell, lambda place: held(settings, place, command, "switching to another value", tell),
+        settle=wanted.settle,
+    )  # fmt: skip
 
 
 async def _rotation(wanted: Wanted, scene: Scene, stack: AsyncExitStack) -> Rotation:
