@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -151,7 +150,7 @@ class FakeRailway:
     """The service on its clock.
 
     Attributes:
-        token, api_token: a project token of the environment, and a token of an account.
+        token, api_token, workspace_token: a project token of the environment, tokens of an account and a workspace.
         now: its clock, in wall seconds.
         tick: how far every request moves the clock; for clients in other processes.
         variables: the service's, by name; `sealed` are the names of those that are never returned.
@@ -165,7 +164,7 @@ class FakeRailway:
     """
 
     def __init__(self, *, start: Start | None = None, **variables: str) -> None:
-        self.token, self.api_token = secrets.token_hex(16), secrets.token_hex(16)
+        self.token, self.api_token, self.workspace_token = (str(uuid.uuid4()) for _ in range(3))
         self.now = time.time()
         self.tick = 0.0
         self.project_id, self.environment_id, self.service_id = (str(uuid.uuid4()) for _ in range(3))
@@ -341,7 +340,7 @@ class FakeRailway:
         done = graphql.execute(
             published(),
             document,
-            Answers(self, by_project=self._scope(request) == "project"),
+            Answers(self, self._scope(request)),
             None,
             body["variables"],
             body["operationName"],
@@ -365,13 +364,14 @@ class FakeRailway:
         return None
 
     def _scope(self, request: web.Request) -> str:
-        """What a request's token is good for: project, account or nothing. Both headers at once are refused."""
+        """What a request's token is good for: project, workspace, account or nothing. Both headers are refused."""
         bearer, project = request.headers.get("Authorization"), request.headers.get("Project-Access-Token")
         if project is not None and bearer is not None:
             return ""
         if project == self.token:
             return "project"
-        return "account" if bearer == f"Bearer {self.api_token}" else ""
+        kinds = {f"Bearer {self.api_token}": "account", f"Bearer {self.workspace_token}": "workspace"}
+        return kinds.get(bearer or "", "")
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=("graphql-transport-ws",))
@@ -474,9 +474,10 @@ class FakeRailway:
 class Answers:
     """What the fields of the schema's Query and Mutation are, for one request."""
 
-    def __init__(self, fake: FakeRailway, *, by_project: bool) -> None:
+    def __init__(self, fake: FakeRailway, scope: str) -> None:
         self.fake = fake
-        self.by_project = by_project
+        self.scope = scope
+        self.by_project = scope == "project"
 
     def _only_here(self, environment_id: str) -> None:
         if environment_id != self.fake.environment_id:
@@ -485,7 +486,20 @@ class Answers:
     def projectToken(self, _: Any) -> dict[str, Any]:
         if not self.by_project:
             raise _refusal("Project Token not found")
-        return {"projectId": self.fake.project_id, "environmentId": self.fake.environment_id}
+        return {
+            "projectId": self.fake.project_id, "environmentId": self.fake.environment_id,
+            "project": {"name": "herd"}, "environment": {"name": "production"},
+        }  # fmt: skip
+
+    def me(self, _: Any) -> dict[str, Any]:
+        if self.scope != "account":
+            raise _refusal("Not Authorized")
+        return {"id": str(uuid.uuid4())}
+
+    def apiToken(self, _: Any) -> dict[str, Any]:
+        if self.by_project:
+            raise _refusal("Not Authorized")
+        return {"workspaces": [{"name": "acme"}]}
 
     def projects(self, _: Any, **__: Any) -> dict[str, Any]:
         if self.by_project:

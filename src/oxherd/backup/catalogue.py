@@ -114,4 +114,4 @@ def _report(storage: Storage, ring: KeyRing, name: str) -> dict[str, Any] | None
         found: dict[str, Any] = orjson.loads(storage.get(name))
     except (orjson.JSONDecodeError, FileNotFoundError):
         return None
-    return found if manifest.is_ours(found, ring) else None
+    return found if manifest.is_ours(found, ring, manifest.REPORT_LABEL) else None

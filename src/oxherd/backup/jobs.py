@@ -21,8 +21,10 @@ async def take(settings: Settings, store: Store | None) -> dict[str, Any]:
     storage = open_storage(settings)
     try:
         plan = await runs.due(settings, storage)
-        kept = await runs.clear(storage, plan)
-        deleted = len(plan.drop) - len(kept)
+        refused = await runs.clear(storage, plan)
+        names = [*(entry.name for entry in plan.drop), *(base.name for base in plan.drop_bases)]
+        deleted = sum(name not in refused for name in names)
+        kept = [*plan.damaged, *(f"{name}: {why}" for name, why in refused.items())]
     except OxherdError as error:  # the backup is there: a retry would only take another one
         deleted, kept = 0, [error.message]
     return {"name": made.name, **runs.summary(made), "deleted": deleted, "not_deleted": kept}

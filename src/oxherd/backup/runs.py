@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from oxherd.backup import catalogue, create, retention, sealing, tools, verify
+from oxherd.backup import catalogue, create, pitr, retention, sealing, tools, verify
 from oxherd.backup.create import Told, quiet
 from oxherd.backup.manifest import Manifest
 from oxherd.backup.storage import Storage, open_storage
@@ -126,26 +126,42 @@ async def prove(
     return report
 
 
-async def clear(storage: Storage, plan: retention.Plan) -> list[str]:
-    """Delete what a plan has; why some objects could not be, a line for each backup."""
-    kept: list[str] = []
+async def clear(storage: Storage, plan: retention.Plan) -> dict[str, str]:
+    """Delete what a plan has; why some could not be, by the backup's name, or `WAL`."""
+    return await asyncio.to_thread(_clear, storage, plan)
+
+
+def _clear(storage: Storage, plan: retention.Plan) -> dict[str, str]:
+    refused: dict[str, str] = {}
     for entry in plan.drop:
-        # The manifest goes first: what is half deleted must not be listed.
-        for name in entry.objects:
-            try:
-                await asyncio.to_thread(storage.delete, name)
-            except OxherdError as error:
-                kept.append(f"{entry.name}: {error.message}")
-                break
+        refused |= _delete(storage, entry.name, entry.objects)
+    for base in plan.drop_bases:
+        if base.name not in refused:
+            refused |= _delete(storage, base.name, base.objects)
+        if base.name in refused and base.after is not None:  # without it, what stays would be of no use
+            refused[base.after] = f"{base.name} is after it"
+    if not any(base.name in refused for base in plan.drop_bases):
+        refused |= _delete(storage, "WAL", (each.name for each in plan.wal))
     for name in plan.abandoned:
-        with contextlib.suppress(OxherdError):
-            await asyncio.to_thread(storage.delete, name)
-    return kept
+        _delete(storage, name, [name])
+    return refused
+
+
+def _delete(storage: Storage, name: str, objects: Iterable[str]) -> dict[str, str]:
+    """Delete objects, the first one first: it is what lists them, and what is half deleted must not be listed."""
+    try:
+        for each in objects:
+            storage.delete(each)
+    except OxherdError as error:
+        return {name: error.message}
+    return {}
 
 
 async def due(settings: Settings, storage: Storage) -> retention.Plan:
     """What retention would delete now."""
-    return retention.plan(await asyncio.to_thread(catalogue.read, storage, ring_of(settings), now=time.time()))
+    ring, now = ring_of(settings), time.time()
+    backups = await asyncio.to_thread(catalogue.read, storage, ring, now=now)
+    return retention.plan(backups, await asyncio.to_thread(pitr.read, storage, ring, now=now), now=now)
 
 
 async def keep(store: Store | None, operation: Operation) -> None:

@@ -68,6 +68,7 @@ def secrets(
     if verify:
         from oxherd.ops.audit_verify import verified
 
+        note(f"asking who takes them: {len(report.findings)}")
         report = run_loop(verified(report, settings))
     if output is not None:
         _write(report, output)

@@ -248,7 +248,8 @@ def prune(
 ) -> None:
     """Delete backups that retention no longer keeps: the newest of 7 days, 5 weeks and 12 months stay.
 
-    The last one that was verified always stays. An object lock that refuses a delete is said, and no fault.
+    The last one that was verified always stays. Of base backups and WAL what `rewind` needs for the last 7 days stays.
+    An object lock that refuses a delete is said, and no fault.
     """
     from oxherd.app import run_loop
     from oxherd.backup import runs
@@ -260,21 +261,26 @@ def prune(
     plan = run_loop(runs.due(settings, storage))
     rows = [("keep", entry.name, why) for entry, why in plan.keep]
     rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
+    rows += [("keep", f"base {base.name}", why) for base, why in plan.keep_bases]
+    rows += [("delete", f"base {base.name}", f"{_size(base.piece.stored)}") for base in plan.drop_bases]
+    if plan.wal:
+        rows.append(("delete", "WAL", f"{len(plan.wal)} files, {_size(sum(each.size for each in plan.wal))}"))
     rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]
     if not as_json:
         print_table(("action", "backup", "why"), rows)
-    refused: list[str] = []
-    todo = bool(plan.drop or plan.abandoned) and not dry_run
-    if todo and (yes or typer.confirm("Go on?", err=True)):
+    for fault in plan.damaged:
+        note(f"no base backup and no WAL is deleted: {fault}")
+    refused: dict[str, str] = {}
+    if not plan.does_nothing and not dry_run and (yes or typer.confirm("Go on?", err=True)):
         refused = _run(
             settings, lambda store, _: audited(store, "pruneBackups", runs.clear(storage, plan), target=storage.shown),
             quiet=as_json,
         )  # fmt: skip
-    for each in refused:
-        note(f"not deleted: {each}")
+    for name, why in refused.items():
+        note(f"not deleted: {name}: {why}")
     if as_json:
         steps = [{"action": action, "backup": name, "why": why} for action, name, why in rows]
-        print_json({"dry_run": dry_run, "steps": steps, "refused": refused})
+        print_json({"dry_run": dry_run, "steps": steps, "refused": refused, "damaged": plan.damaged})
 
 
 @app.command(
@@ -332,7 +338,9 @@ def base(
     storage, address = open_storage(settings), runs.database_of(settings)
 
     async def act(store: Store | None, told: Told) -> Any:
-        work = pitr.take_base(address, storage, settings.backup_recipients, incremental=incremental, told=told)
+        work = pitr.take_base(
+            address, storage, settings.backup_recipients, runs.ring_of(settings), incremental=incremental, told=told
+        )
         return await audited(store, "takeBase", work)
 
     made = _run(settings, act, quiet=as_json)
@@ -391,6 +399,8 @@ def rewind(
         with _bar(quiet=as_json) as told:
             made = ops.into_folder(settings, _identity(identity_file), moment, data_dir, told, dry_run=dry_run)
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
+        for fault in made["damaged"]:
+            note(f"not used: {fault}")
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"

@@ -220,6 +220,28 @@ class Railway:
             environments[environment_id], services[service_id],
         )  # fmt: skip
 
+    async def good_for(self) -> str | None:
+        """What the token may do, in words; None where Railway does not know it."""
+        if self._by_project:
+            if (found := await self._unless_unknown("ProjectToken")) is None:
+                return None
+            scope = found["projectToken"]
+            return f"the environment {scope['environment']['name']} of the project {scope['project']['name']}"
+        if await self._unless_unknown("Me") is not None:
+            return "all that its owner may do"
+        if (found := await self._unless_unknown("ApiToken")) is None:
+            return None
+        names = ", ".join(each["name"] for each in found["apiToken"]["workspaces"])
+        return f"all of the workspace {names}"
+
+    async def _unless_unknown(self, operation: str) -> dict[str, Any] | None:
+        try:
+            return await self._wire.ask(operation)
+        except ServiceRefused as error:
+            if any(words in error.message.lower() for words in ("not authorized", "project token not found")):
+                return None
+            raise
+
     async def service_instance(self, place: Place) -> ServiceInstance:
         """How the service is set up, and what runs."""
         found = (

@@ -30,8 +30,8 @@ def _plain(finding: Finding, report: Report) -> dict[str, Any]:
         "fingerprint": finding.fingerprint, "rule": finding.kind.rule, "what": finding.kind.name,
         "service": finding.kind.service, "variable": finding.kind.variable or None, "shown": finding.shown,
         "level": finding.level.word, "fails": finding.counts(report.today), "in_head": finding.in_head,
-        "live": finding.live, "rotation": finding.kind.rotation, "first": _place(finding.first),
-        "last": _place(finding.last), "seen": [_place(each) for each in finding.seen],
+        "live": finding.live, "answer": finding.answer or None, "rotation": finding.kind.rotation,
+        "first": _place(finding.first), "last": _place(finding.last), "seen": [_place(each) for each in finding.seen],
         "accepted": None if kept is None else {"reason": kept.reason, "expires": kept.expires},
     }  # fmt: skip
 
@@ -90,7 +90,9 @@ def _where(seen: Seen) -> str:
 
 
 def _live(finding: Finding) -> str:
-    return {None: "not asked, or nobody can tell", True: "YES", False: "no"}[finding.live]
+    if not finding.answer:
+        return "not asked"
+    return f"{ {None: 'not known', True: 'YES', False: 'no'}[finding.live] }: {finding.answer}"
 
 
 def _accepted(finding: Finding, report: Report) -> str:
@@ -141,7 +143,7 @@ def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
         "ruleId": finding.kind.rule, "ruleIndex": index, "level": _LEVELS[finding.level],
         "message": {"text": f"{finding.kind.name}, {finding.shown}. {finding.kind.rotation}"},
         "locations": places[:1], "partialFingerprints": {"oxherdSecret/v1": finding.fingerprint},
-        "properties": {"inHead": finding.in_head, "live": finding.live},
+        "properties": {"inHead": finding.in_head, "live": finding.live, "answer": finding.answer},
     }  # fmt: skip
     if places[1:]:
         made["relatedLocations"] = [{**each, "id": number} for number, each in enumerate(places[1:], 1)]
@@ -186,5 +188,5 @@ def _row(finding: Finding, report: Report) -> str:
     return (
         f'<tr><td class="{word}">{word}</td><td>{what}</td><td>{where}</td>'
         f"<td>{'yes' if finding.in_head else 'no'}</td>"
-        f"<td>{_live(finding)}</td><td>{html.escape(finding.kind.rotation)}</td></tr>"
+        f"<td>{html.escape(_live(finding))}</td><td>{html.escape(finding.kind.rotation)}</td></tr>"
     )

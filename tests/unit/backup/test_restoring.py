@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from oxherd.app import Service, build_store, keys_of, queue_client
 from oxherd.backup import jobs, queue, retention, runs
 from oxherd.backup.catalogue import Catalogue, Entry
+from oxherd.backup.pitr import Archive
 from oxherd.backup.storage import open_storage
 from oxherd.cli import app
 from oxherd.errors import ServiceRefused, UsageError
@@ -214,7 +215,7 @@ def entry(days, *, verified=None, now=1_800_000_000_000):
 
 def test_seven_days_five_weeks_and_twelve_months_are_kept_and_the_last_verified_one():
     entries = [entry(day, verified=True if day == 399 else None) for day in range(400)]
-    made = retention.plan(Catalogue(tuple(entries), ("stray/x",)))
+    made = retention.plan(Catalogue(tuple(entries), ("stray/x",)), Archive(), now=0)
     kept = {each.name: why for each, why in made.keep}
     assert sum("daily" in why for why in kept.values()) == 7
     assert sum("weekly" in why for why in kept.values()) == 5
@@ -238,6 +239,6 @@ async def test_a_delete_that_a_lock_refuses_is_said_and_the_rest_goes_on(configu
     monkeypatch.setattr(storage, "delete", refuse)
     found = await runs.due(settings, storage)
     entries = [*found.drop, *(each for each, _ in found.keep)]
-    told = await runs.clear(storage, retention.Plan((), tuple(entries), ()))
-    assert told == [f"{made[0].name}: an object lock is on it"]
+    told = await runs.clear(storage, retention.Plan(drop=tuple(entries)))
+    assert told == {made[0].name: "an object lock is on it"}
     assert {each.name.partition("/")[0] for each in storage.objects()} == {made[0].name}
