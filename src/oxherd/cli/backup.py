@@ -68,12 +68,18 @@ def keygen(
         note(f"the secret half is in {output}: without it no backup can be read")
 
 
-@app.command(epilog="\b\nExamples:\n  oxherd backup create\n  oxherd backup create --throttle 20 --no-queue")
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup create\n  oxherd backup create --throttle 20 --no-queue\n"
+    "  oxherd backup create --resume   # goes on with the upload of a killed one, with BACKUP_SPOOL"
+)
 def create(
     throttle: Annotated[
         float | None, typer.Option(metavar="MB", min=0.1, help="Read at most so many megabytes a second.")
     ] = None,
     with_queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Back up the queue in Redis, too.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take none where a killed process left one in BACKUP_SPOOL: store that.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take a backup: a consistent dump, compressed, encrypted, stored, with a manifest that is written last.
@@ -83,14 +89,17 @@ def create(
     from oxherd.backup import runs
 
     settings = _settings(*(("REDIS_URL",) if with_queue else ()))
+    if resume and settings.backup_spool is None:
+        raise UsageError("--resume needs BACKUP_SPOOL: without it nothing is left of a killed process's backup")
     limit = throttle * 1_000_000 if throttle else None
 
     async def act(store: Store | None, told: Told) -> Any:
         from oxherd.ops.recording import audited
 
-        return await audited(
-            store, "createBackup", runs.take(settings, store, told=told, limit=limit, with_queue=with_queue)
-        )
+        work = runs.take(
+            settings, store, told=told, limit=limit, with_queue=with_queue, resume=resume, note=note
+        )  # fmt: skip
+        return await audited(store, "createBackup", work)
 
     made = _run(settings, act, quiet=as_json)
     if as_json:
@@ -401,6 +410,8 @@ def rewind(
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
         for fault in made["damaged"]:
             note(f"not used: {fault}")
+        if not made.get("compared", True):
+            note("its files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
@@ -431,6 +442,8 @@ def _print_outcome(outcome: Any) -> None:
         note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
     if outcome.left_out:
         note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    if outcome.unread:
+        note(f"which jobs went on after the backup is not known, the live journal could not be read: {outcome.unread}")
     if outcome.finished:
         note(f"{len(outcome.finished)} jobs ended after the backup, and are not run again:")
         print_table(("job", "name", "status", "ended"), [

@@ -152,7 +152,7 @@ def _encrypted_ways(evidence: Evidence) -> Control:
 def _own_secrets(evidence: Evidence) -> Control:
     return _from_faults(
         evidence, "Environments share no secrets", "sharing", "no value is the same in two of the places looked at",
-        "" if evidence.variables.places > 1 else "only one environment was looked at (--file adds others)",
+        "" if evidence.variables.places > 1 else "only one environment was looked at (--railway and --file add others)",
     )  # fmt: skip
 
 
