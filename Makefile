@@ -57,6 +57,10 @@ check: setup ## Check format, lint, types, import layers and generated docs
 	$(BIN)/python scripts/docs.py --check
 	$(UV) lock --check
 
+.PHONY: audit
+audit: setup ## Look for secrets in all of the history
+	@$(BIN)/oxherd audit secrets
+
 .PHONY: fix
 fix: setup ## Format, and repair what the linter can
 	$(BIN)/ruff format .

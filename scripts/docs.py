@@ -113,7 +113,7 @@ def recovery_page() -> str:
         drill_report.ABOUT,
         "",
         "`$DATABASE` and `$QUEUE` are their names, which confirm that you mean them; `$OLDER` is a name of",
-        "`oxherd backup list`.",
+        "`oxherd backup list`, `$REPOSITORY` a folder with a repository, this one when it is not set.",
         "",
         drill_report.runbooks(),
     ]

@@ -253,10 +253,10 @@ def servers_of(settings: Settings) -> dict[str, Server]:
 def backup_handlers(settings: Settings, store: Store | None) -> dict[str, Handler]:
     """The handlers of scheduled backups; what they need is imported by the first such job."""
 
-    async def take(_ctx: object, _payload: object) -> dict[str, Any]:
+    async def take(ctx: Any, _payload: object) -> dict[str, Any]:
         from oxherd.backup import jobs
 
-        return await jobs.take(settings, store)
+        return await jobs.take(settings, store, again=ctx.job.attempts_started > 1)
 
     async def prove(_ctx: object, _payload: object) -> dict[str, Any]:
         from oxherd.backup import jobs

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -490,6 +491,10 @@ TABLE: tuple[Variable, ...] = (
         "Only these schemas are backed up; when unset, all but those that Supabase manages.",
     ),
     Variable(
+        "BACKUP_SPOOL", "folder", Path, None, False, "nobody",
+        "A backup waits there, encrypted, until it is stored: its upload goes on after a crash.", "/var/spool/oxherd",
+    ),
+    Variable(
         "AWS_ACCESS_KEY_ID", "text", _secret, None, True, "BACKUP_URL with s3://, unless the machine has a role",
         "The key's id for the bucket.",
     ),
@@ -724,6 +729,7 @@ class Settings:
     backup_recipients: tuple[str, ...]
     backup_identity: tuple[Secret, ...]
     backup_schemas: tuple[str, ...]
+    backup_spool: Path | None
     aws_access_key_id: Secret | None
     aws_secret_access_key: Secret | None
     aws_session_token: Secret | None

@@ -183,6 +183,7 @@ class FakeSupabaseApi(Service):
 
     def routes(self, router: web.UrlDispatcher) -> None:
         root = f"/v1/projects/{REF}"
+        router.add_get("/v1/organizations", self._organizations)
         router.add_get(f"{root}/api-keys", self._list)
         router.add_post(f"{root}/api-keys", self._create)
         router.add_get(f"{root}/api-keys/legacy", self._legacy)
@@ -196,6 +197,9 @@ class FakeSupabaseApi(Service):
 
     def refusal(self, status: int, words: str) -> web.Response:
         return web.json_response({"message": words}, status=status)
+
+    async def _organizations(self, _: web.Request) -> web.Response:
+        return web.json_response([{"id": "acme", "slug": "acme", "name": "Acme"}])
 
     async def _list(self, request: web.Request) -> web.Response:
         shown = request.query.get("reveal") == "true"

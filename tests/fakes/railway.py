@@ -1,8 +1,9 @@
 """A Railway made from its published schema: what the schema refuses, it refuses.
 
-One project, `herd`, with the environment `production` and the service `worker`. Deployments play on a clock that only
-`sleep` moves; give that to the client, and minutes pass at once. Where it is told how to `start` something, that runs
-as the deployment, with the service's variables.
+One project, `herd`, with the environments `production` and `staging` and the service `worker`. `production` can be
+changed, the others are only read. Deployments play on a clock that only `sleep` moves; give that to the client, and
+minutes pass at once. Where it is told how to `start` something, that runs as the deployment, with the service's
+variables.
 """
 
 # ruff: noqa: A002, N802, N803  methods and their parameters have the names of the schema's fields and arguments
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -147,14 +147,29 @@ class Played:
         return [beat.status for beat in self.happened(now) if beat.status][-1]
 
 
+@dataclass
+class Elsewhere:
+    """An environment that is only looked at: whether accounts may see it, and whether `worker` is there."""
+
+    name: str
+    variables: dict[str, str] = field(default_factory=dict)
+    sealed: set[str] = field(default_factory=set)
+    written: dict[str, float] = field(default_factory=dict)
+    deployed: list[Played] = field(default_factory=list)
+    is_open: bool = True
+    has_service: bool = True
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
 class FakeRailway:
     """The service on its clock.
 
     Attributes:
-        token, api_token: a project token of the environment, and a token of an account.
+        token, api_token, workspace_token: a project token of the environment, tokens of an account and a workspace.
         now: its clock, in wall seconds.
         tick: how far every request moves the clock; for clients in other processes.
         variables: the service's, by name; `sealed` are the names of those that are never returned.
+        others: the environments beside `production`.
         plays: what the next deployments do; a success when there are no more.
         start: runs something as the deployment instead of a play.
         healthcheck: whether the service has one; without, it is believed to be up as soon as it has been started.
@@ -165,11 +180,11 @@ class FakeRailway:
     """
 
     def __init__(self, *, start: Start | None = None, **variables: str) -> None:
-        self.token, self.api_token = secrets.token_hex(16), secrets.token_hex(16)
+        self.token, self.api_token, self.workspace_token = (str(uuid.uuid4()) for _ in range(3))
         self.now = time.time()
         self.tick = 0.0
         self.project_id, self.environment_id, self.service_id = (str(uuid.uuid4()) for _ in range(3))
-        self.other_environment_id = str(uuid.uuid4())
+        self.others = [Elsewhere("staging")]
         self.services = {self.service_id: "worker"}
         self.variables = dict(variables)
         self.sealed: set[str] = set()
@@ -341,7 +356,7 @@ class FakeRailway:
         done = graphql.execute(
             published(),
             document,
-            Answers(self, by_project=self._scope(request) == "project"),
+            Answers(self, self._scope(request)),
             None,
             body["variables"],
             body["operationName"],
@@ -365,13 +380,14 @@ class FakeRailway:
         return None
 
     def _scope(self, request: web.Request) -> str:
-        """What a request's token is good for: project, account or nothing. Both headers at once are refused."""
+        """What a request's token is good for: project, workspace, account or nothing. Both headers are refused."""
         bearer, project = request.headers.get("Authorization"), request.headers.get("Project-Access-Token")
         if project is not None and bearer is not None:
             return ""
         if project == self.token:
             return "project"
-        return "account" if bearer == f"Bearer {self.api_token}" else ""
+        kinds = {f"Bearer {self.api_token}": "account", f"Bearer {self.workspace_token}": "workspace"}
+        return kinds.get(bearer or "", "")
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=("graphql-transport-ws",))
@@ -474,18 +490,43 @@ class FakeRailway:
 class Answers:
     """What the fields of the schema's Query and Mutation are, for one request."""
 
-    def __init__(self, fake: FakeRailway, *, by_project: bool) -> None:
+    def __init__(self, fake: FakeRailway, scope: str) -> None:
         self.fake = fake
-        self.by_project = by_project
+        self.scope = scope
+        self.by_project = scope == "project"
 
     def _only_here(self, environment_id: str) -> None:
         if environment_id != self.fake.environment_id:
             raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
 
+    def _read(self, environment_id: str) -> FakeRailway | Elsewhere:
+        """The environment that is asked about, if the token may see it."""
+        if environment_id == self.fake.environment_id:
+            return self.fake
+        found = next(
+            (each for each in self.fake.others if each.id == environment_id and each.is_open and each.has_service), None
+        )
+        if found is None or self.by_project:
+            raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
+        return found
+
     def projectToken(self, _: Any) -> dict[str, Any]:
         if not self.by_project:
             raise _refusal("Project Token not found")
-        return {"projectId": self.fake.project_id, "environmentId": self.fake.environment_id}
+        return {
+            "projectId": self.fake.project_id, "environmentId": self.fake.environment_id,
+            "project": {"name": "herd"}, "environment": {"name": "production"},
+        }  # fmt: skip
+
+    def me(self, _: Any) -> dict[str, Any]:
+        if self.scope != "account":
+            raise _refusal("Not Authorized")
+        return {"id": str(uuid.uuid4())}
+
+    def apiToken(self, _: Any) -> dict[str, Any]:
+        if self.by_project:
+            raise _refusal("Not Authorized")
+        return {"workspaces": [{"name": "acme"}]}
 
     def projects(self, _: Any, **__: Any) -> dict[str, Any]:
         if self.by_project:
@@ -497,45 +538,47 @@ class Answers:
         if id != self.fake.project_id:
             raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
         environments = [
-            {"id": self.fake.environment_id, "name": "production", "isEphemeral": False, "deletedAt": None},
-            {"id": self.fake.other_environment_id, "name": "staging", "isEphemeral": False, "deletedAt": None},
-            {"id": str(uuid.uuid4()), "name": "gone", "isEphemeral": True, "deletedAt": _at(0)},
-        ]
+            {"id": self.fake.environment_id, "name": "production", "isEphemeral": False, "deletedAt": None,
+             "canAccess": True},
+            *({"id": each.id, "name": each.name, "isEphemeral": False, "deletedAt": None,
+               "canAccess": each.is_open and not self.by_project} for each in self.fake.others),
+            {"id": str(uuid.uuid4()), "name": "gone", "isEphemeral": True, "deletedAt": _at(0), "canAccess": True},
+        ]  # fmt: skip
         services = [{"id": key, "name": name, "deletedAt": None} for key, name in self.fake.services.items()]
         return {
             "id": id, "name": "herd", "environments": _connection(environments), "services": _connection(services),
         }  # fmt: skip
 
     def environment(self, _: Any, id: str, projectId: str | None = None) -> dict[str, Any]:
-        self._only_here(id)
+        there = self._read(id)
         rows = [
             {
-                "name": name, "serviceId": self.fake.service_id, "isSealed": name in self.fake.sealed,
-                "updatedAt": _at(self.fake.written.get(name, 0)),
+                "name": name, "serviceId": self.fake.service_id, "isSealed": name in there.sealed,
+                "updatedAt": _at(there.written.get(name, 0)),
             }
-            for name in self.fake.variables
+            for name in there.variables
         ]  # fmt: skip
         return {"variables": lambda _, **page: _page(rows, page)}
 
     def serviceInstance(self, _: Any, environmentId: str, serviceId: str) -> dict[str, Any]:
-        self._only_here(environmentId)
-        live = [each for each in self.fake.deployed if each.status(self.fake.now) == "SUCCESS"]
+        there = self._read(environmentId)
+        live = [each for each in there.deployed if each.status(self.fake.now) == "SUCCESS"]
         return {
             "startCommand": None, "preDeployCommand": None,
             "healthcheckPath": "/health" if self.fake.healthcheck else None,
             "healthcheckTimeout": self.fake.healthcheck_timeout, "drainingSeconds": 60, "overlapSeconds": 0,
             "restartPolicyType": "ON_FAILURE", "restartPolicyMaxRetries": self.fake.restart_retries, "numReplicas": 1,
             "cronSchedule": None, "sleepApplication": False, "ipv6EgressEnabled": None,
-            "latestDeployment": self.fake.shown(self.fake.deployed[-1]) if self.fake.deployed else None,
+            "latestDeployment": self.fake.shown(there.deployed[-1]) if there.deployed else None,
             "activeDeployments": [self.fake.shown(each) for each in live],
         }  # fmt: skip
 
     def variables(
         self, _: Any, projectId: str, environmentId: str, serviceId: str | None = None, unrendered: bool = False
     ) -> dict[str, str]:
-        self._only_here(environmentId)
-        open_ones = {name: value for name, value in self.fake.variables.items() if name not in self.fake.sealed}
-        return open_ones | self.fake.own_variables
+        there = self._read(environmentId)
+        open_ones = {name: value for name, value in there.variables.items() if name not in there.sealed}
+        return open_ones | self.fake.own_variables | {"RAILWAY_ENVIRONMENT_ID": environmentId}
 
     def variableCollectionUpsert(self, _: Any, input: Mapping[str, Any]) -> bool:
         self._only_here(input["environmentId"])

@@ -58,6 +58,7 @@ class FakeSentry:
         self._number = 100
         app = web.Application()
         root = "/api/0/organizations/acme"
+        app.router.add_get("/api/0/", self._whoami)
         app.router.add_get("/api/0/projects/acme/worker/", self._project)
         for kind in self.kept:
             app.router.add_get(f"{root}/{kind}/", self._list)
@@ -96,6 +97,10 @@ class FakeSentry:
 
     async def _nothing(self, _: web.Request) -> web.Response:
         return web.Response(status=404, text="Route not found, did you forget a trailing slash?")
+
+    async def _whoami(self, _: web.Request) -> web.Response:
+        """As Sentry's source has it (src/sentry/api/endpoints/index.py); the published description leaves it out."""
+        return web.json_response({"version": "0", "auth": {"scopes": ["org:ci"]}, "user": None})
 
     async def _project(self, _: web.Request) -> web.Response:
         return web.json_response({"id": "7", "slug": "worker"})

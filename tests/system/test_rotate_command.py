@@ -52,6 +52,7 @@ def test_wrong_use_is_told_apart_with_the_way_out(run):
         ((), "which secret?"),
         (("PORT",), "is no secret that can be rotated"),
         (("API_TOKEN", "--done"), "add --resume"),
+        (("API_TOKEN", "--leaked", "report.json"), "names the secrets itself"),
     ):
         done = run(*words)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr

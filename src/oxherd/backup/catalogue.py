@@ -16,7 +16,7 @@ from oxherd.vault.keyring import KeyRing
 
 REPORT = "verified."  # and the wall ms; after the backup's name
 ABANDONED = 86_400.0  # seconds after which objects without a manifest count as left behind
-_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ-[0-9a-f]{4}")  # whatever else is there is not ours to delete
+NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ-[0-9a-f]{4}")  # whatever else is there is not ours to delete
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def read(storage: Storage, ring: KeyRing, *, now: float) -> Catalogue:
     newest: dict[str, float] = {}
     for each in storage.objects():
         name, _, rest = each.name.partition("/")
-        if rest and _NAME.fullmatch(name):
+        if rest and NAME.fullmatch(name):
             folders.setdefault(name, []).append(each.name)
             newest[name] = max(newest.get(name, 0.0), each.at)
     entries, abandoned, damaged = [], [], []
@@ -114,4 +114,4 @@ def _report(storage: Storage, ring: KeyRing, name: str) -> dict[str, Any] | None
         found: dict[str, Any] = orjson.loads(storage.get(name))
     except (orjson.JSONDecodeError, FileNotFoundError):
         return None
-    return found if manifest.is_ours(found, ring) else None
+    return found if manifest.is_ours(found, ring, manifest.REPORT_LABEL) else None

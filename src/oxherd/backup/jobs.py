@@ -15,14 +15,22 @@ CREATE, VERIFY = "oxherd.backup", "oxherd.backup-verify"
 SCHEDULES = {CREATE: ("oxherd-backup", "17 3 * * *"), VERIFY: ("oxherd-backup-verify", "43 4 * * 0")}
 
 
-async def take(settings: Settings, store: Store | None) -> dict[str, Any]:
-    """Take a backup, then delete those that retention no longer keeps. Raises as `runs.take`."""
-    made = await runs.take(settings, store, told=quiet)
+async def take(settings: Settings, store: Store | None, *, again: bool = False) -> dict[str, Any]:
+    """Take a backup, then delete those that retention no longer keeps. Raises as `runs.take`.
+
+    Parameters:
+        settings: the variables.
+        store: where the operation is kept; None for nowhere.
+        again: whether the job had begun before; then what it left in the spool is enough.
+    """
+    made = await runs.take(settings, store, told=quiet, resume=again)
     storage = open_storage(settings)
     try:
         plan = await runs.due(settings, storage)
-        kept = await runs.clear(storage, plan)
-        deleted = len(plan.drop) - len(kept)
+        refused = await runs.clear(storage, plan)
+        names = [*(entry.name for entry in plan.drop), *(base.name for base in plan.drop_bases)]
+        deleted = sum(name not in refused for name in names)
+        kept = [*plan.damaged, *(f"{name}: {why}" for name, why in refused.items())]
     except OxherdError as error:  # the backup is there: a retry would only take another one
         deleted, kept = 0, [error.message]
     return {"name": made.name, **runs.summary(made), "deleted": deleted, "not_deleted": kept}

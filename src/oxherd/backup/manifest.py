@@ -107,32 +107,15 @@ class Manifest:
 
         Encryption to a public key hides a backup, but anybody could make one: this tells ours from others'.
         """
-        keys = ring.derived(LABEL)
-        return dataclasses.replace(self, signature=mac(keys[0], self._body()) if keys else "")
+        return dataclasses.replace(self, signature=signature(dataclasses.asdict(self), ring, LABEL))
 
     def check(self, ring: KeyRing) -> str:
-        """Whether it is ours: `signed`, or `unsigned` where there is no signature or no key to check it with.
-
-        Raises:
-            BackupDamaged: it was changed, or signed with a key that is not here.
-        """
-        keys = ring.derived(LABEL)
-        if not self.signature or not keys:
-            return "unsigned"
-        body = self._body()
-        if not any(hmac.compare_digest(mac(key, body), self.signature) for key in keys):
-            raise BackupDamaged(
-                f"the manifest of {self.name} was changed, or signed with another ENCRYPTION_KEY",
-                hint="add the key that was in use then to ENCRYPTION_KEYS_PREVIOUS; else take another backup",
-            )
-        return "signed"
+        """Whether it is ours, as `check` has it. Raises BackupDamaged."""
+        return check(dataclasses.asdict(self), ring, LABEL, f"the manifest of {self.name}")
 
     def as_bytes(self) -> bytes:
         """It as it is stored."""
         return orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2)
-
-    def _body(self) -> bytes:
-        return canonical({**dataclasses.asdict(self), "signature": ""})
 
 
 def read(raw: bytes, name: str) -> Manifest:
@@ -174,19 +157,48 @@ def find(names: Sequence[str], wanted: str) -> str:
     )
 
 
-def report_signature(data: Mapping[str, Any], ring: KeyRing) -> str:
-    """The signature of a report as it is stored, with the active key; empty without one."""
-    keys = ring.derived(REPORT_LABEL)
-    return mac(keys[0], _report_body(data)) if keys else ""
+def signature(data: Mapping[str, Any], ring: KeyRing, label: bytes) -> str:
+    """The signature of what is stored as JSON, with the active key; empty without one.
+
+    Parameters:
+        data: it; a signature that it has already does not count.
+        ring: the keys.
+        label: the kind of document: a signature of one kind is none of another.
+    """
+    keys = ring.derived(label)
+    return mac(keys[0], _body(data)) if keys else ""
 
 
-def is_ours(data: Mapping[str, Any], ring: KeyRing) -> bool:
-    """Whether a report was signed with a key of the ring; True where there is none to tell by."""
-    keys, told = ring.derived(REPORT_LABEL), str(data.get("signature", ""))
-    return not keys or any(hmac.compare_digest(mac(key, _report_body(data)), told) for key in keys)
+def is_ours(data: Mapping[str, Any], ring: KeyRing, label: bytes) -> bool:
+    """Whether a key of the ring signed it; True where there is none to tell by. Parameters as for `signature`."""
+    keys, told = ring.derived(label), str(data.get("signature", ""))
+    return not keys or any(hmac.compare_digest(mac(key, _body(data)), told) for key in keys)
 
 
-def _report_body(data: Mapping[str, Any]) -> bytes:
+def check(data: Mapping[str, Any], ring: KeyRing, label: bytes, what: str) -> str:
+    """Whether it is ours: `signed`, or `unsigned` where there is no key to tell by.
+
+    Parameters:
+        data, ring, label: as for `signature`.
+        what: it, for the error.
+
+    Raises:
+        BackupDamaged: it was changed, not signed at all, or signed with a key that is not here.
+    """
+    if is_ours(data, ring, label):
+        return "signed" if ring.derived(label) else "unsigned"
+    if not data.get("signature"):
+        raise BackupDamaged(
+            f"{what} has no signature, so anybody may have made it",
+            hint="if it was made before ENCRYPTION_KEY was set, and you trust it: leave ENCRYPTION_KEY out this once",
+        )
+    raise BackupDamaged(
+        f"{what} was changed, or signed with another ENCRYPTION_KEY",
+        hint="add the key that was in use then to ENCRYPTION_KEYS_PREVIOUS; else take another backup",
+    )
+
+
+def _body(data: Mapping[str, Any]) -> bytes:
     return canonical({**data, "signature": ""})
 
 

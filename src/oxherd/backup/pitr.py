@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import subprocess
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,17 +21,25 @@ from typing import IO, Any, Self
 import orjson
 
 from oxherd.backup import create, facts, manifest, sealing, tools
+from oxherd.backup.catalogue import ABANDONED
 from oxherd.backup.create import Told, quiet
-from oxherd.backup.storage import Storage
+from oxherd.backup.storage import Storage, Stored
 from oxherd.clock import wall_ms
 from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, UsageError
 from oxherd.store.address import FAULTS, Address
+from oxherd.vault.keyring import KeyRing
 
-BASES, WAL, INDEX = "pitr/base", "pitr/wal", "base.json"
+PREFIX, INDEX = "pitr/", "base.json"
+BASES, WAL = f"{PREFIX}base", f"{PREFIX}wal"
+LABEL = b"oxherd base backup 1"
 FILES = "backup_manifest"  # PostgreSQL's list of files and their checksums: what an incremental one is taken after
+START = "backup_label"  # where it says at which WAL file it begins
+VERIFY, COMBINE = "pg_verifybackup", "pg_combinebackup"
+# From this version on both read pg_control, which only the same major version's program can. Seen with Postgres 17.10.
+EXACT = 17
 BASE = ("--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast", "--no-password")
 _SEGMENT = re.compile(r"[0-9A-F]{24}(\.[0-9A-F]{8}\.backup)?|[0-9A-F]{8}\.history")
-_START = re.compile(r"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
+_START = re.compile(rb"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,8 @@ class Base:
         server: the major version; the same one has to run it.
         after: the base backup that it has only the changes since; None for a whole one.
         piece: what is stored.
+        wal: the first WAL file that it needs.
+        signature: see `signed`.
     """
 
     name: str
@@ -49,24 +61,92 @@ class Base:
     server: int
     after: str | None
     piece: manifest.Piece
+    wal: str
+    signature: str = ""
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The names of all its objects, the index first: what is half deleted is not listed."""
+        files = (INDEX, f"{FILES}.zst", *(part.name for part in self.piece.parts))
+        return tuple(f"{BASES}/{self.name}/{each}" for each in files)
+
+    def signed(self, ring: KeyRing) -> Base:
+        """The same, signed as a manifest is."""
+        return dataclasses.replace(self, signature=manifest.signature(dataclasses.asdict(self), ring, LABEL))
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What there is to go back with.
+
+    Attributes:
+        bases: base backups whose index is ours, the newest first.
+        wal: archived WAL.
+        abandoned: objects of base backups that were never finished, and are old.
+        damaged: what is wrong with those whose index can't be read or is not ours; nothing deletes them.
+    """
+
+    bases: tuple[Base, ...] = ()
+    wal: tuple[Stored, ...] = ()
+    abandoned: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+    def chain(self, base: Base) -> tuple[Base, ...]:
+        """It and those that it has only the changes since, the whole one first; nothing where one of them is gone."""
+        known, found = {each.name: each for each in self.bases}, [base]
+        while (after := found[0].after) is not None:
+            if after not in known:
+                return ()
+            found.insert(0, known[after])
+        return tuple(found)
+
+    def before(self, to: datetime) -> tuple[Base, ...]:
+        """The chain of the newest base backup from which a moment can be gone to.
+
+        Raises:
+            BackupNotFound: none had ended by then.
+            BackupDamaged: there is none, and some can't be used.
+        """
+        for base in self.bases:
+            if base.ended_at <= to.timestamp() * 1000 and (chain := self.chain(base)):
+                return chain
+        if self.damaged:
+            raise BackupDamaged(f"no base backup before {to.isoformat()} can be used: {'; '.join(self.damaged)}")
+        raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
 
 
 @dataclass(frozen=True, slots=True)
 class Rewound:
-    """A data folder that is ready: from which base, with how many WAL files, to which moment."""
+    """A data folder that is ready.
+
+    Attributes:
+        base: from which base backup.
+        segments: with how many WAL files.
+        to: the moment.
+        compared: whether PostgreSQL compared each file with its own list; that program may be missing here. What was
+            stored was whole in any case, or there were no folder.
+    """
 
     base: str
     segments: int
     to: str
+    compared: bool
 
 
 async def take_base(
-    address: Address, storage: Storage, recipients: Sequence[str], *, incremental: bool = False, told: Told = quiet
+    address: Address,
+    storage: Storage,
+    recipients: Sequence[str],
+    ring: KeyRing,
+    *,
+    incremental: bool = False,
+    told: Told = quiet,
 ) -> Base:
     """Take a base backup with `pg_basebackup`, through a replication connection.
 
     Parameters:
         address, storage, recipients: what, where to, and for whom.
+        ring: signs its index.
         incremental: only what changed since the last one; the server needs `summarize_wal = on`.
         told: how far it is.
 
@@ -87,7 +167,7 @@ async def take_base(
     environ = client.variables(tools.connection_environ(address, tls=server.tls))
     sink = create.Sink(storage, f"{BASES}/{name}", sealing.recipients_of(recipients))
     pace = sealing.Pace(told=lambda done: told("base", done, server.bytes))
-    before = await asyncio.to_thread(_newest, storage) if incremental else None
+    before = await asyncio.to_thread(_newest, storage, ring) if incremental else None
     with tempfile.NamedTemporaryFile(prefix="oxherd-") as file:
         command = [client.program("pg_basebackup"), *BASE]
         if before is not None:
@@ -98,28 +178,28 @@ async def take_base(
             piece = await create.in_thread(
                 lambda stop: create.stream(command, environ, sink, "base", pace, stop, look.over)
             )
-    files = look.found()
+    files, first = look.found()
     await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", sealing.zipped(files))
-    made = Base(name, wall_ms(), server.major, before.name if before else None, piece)
+    made = Base(name, wall_ms(), server.major, before.name if before else None, piece, first).signed(ring)
     await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(made))
     return made
 
 
-def _newest(storage: Storage) -> Base:
-    found = bases(storage)
+def _newest(storage: Storage, ring: KeyRing) -> Base:
+    found = read(storage, ring, now=time.time()).bases
     if not found:
         raise BackupNotFound("there is no base backup yet", hint="oxherd backup base, without --incremental")
     return found[0]
 
 
 class _Look:
-    """Reads PostgreSQL's list of files out of a tar that goes by."""
+    """Reads PostgreSQL's list of files, and where its WAL begins, out of a tar that goes by."""
 
     def __init__(self) -> None:
         read, write = os.pipe()
         self._source = os.fdopen(read, "rb")
         self._sink = os.fdopen(write, "wb")
-        self._list = b""
+        self._found: dict[str, bytes] = {}
         self._thread = threading.Thread(target=self._read, name="oxherd-tar", daemon=True)
         self._thread.start()
 
@@ -135,18 +215,19 @@ class _Look:
         """The same stream, looked at."""
         return _Seen(source, self._sink)
 
-    def found(self) -> bytes:
-        """The list, once the stream has ended. Raises BackupDamaged where there was none."""
-        if not self._list:
-            raise BackupDamaged("pg_basebackup sent no list of its files")
-        return self._list
+    def found(self) -> tuple[bytes, str]:
+        """The list and the first WAL file, once the stream has ended. Raises BackupDamaged where one is missing."""
+        start = _START.search(self._found.get(START, b""))
+        if FILES not in self._found or start is None:
+            raise BackupDamaged("pg_basebackup did not send a list of its files, or where its WAL begins")
+        return self._found[FILES], start[1].decode()
 
     def _read(self) -> None:
         with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=self._source, mode="r|") as archive:
             for member in archive:
-                if member.name.removeprefix("./") == FILES:
-                    file = archive.extractfile(member)
-                    self._list = file.read() if file else b""
+                name = member.name.removeprefix("./")
+                if name in {FILES, START} and (file := archive.extractfile(member)) is not None:
+                    self._found[name] = file.read()
         while self._source.read(sealing.CHUNK):  # what comes after the archive's end
             pass
 
@@ -181,65 +262,91 @@ def push_wal(path: Path, storage: Storage, recipients: Sequence[str]) -> list[st
     return [each.name for each in files]
 
 
-def bases(storage: Storage) -> list[Base]:
-    """All base backups, the newest first."""
-    found = [each.name for each in storage.objects(f"{BASES}/") if each.name.endswith(f"/{INDEX}")]
-    # Names have whole seconds.
-    return sorted((_base(storage, name) for name in found), key=lambda base: base.ended_at, reverse=True)
+def read(storage: Storage, ring: KeyRing, *, now: float) -> Archive:
+    """All that there is to go back with.
+
+    Parameters:
+        storage: where it is.
+        ring: an index that none of its keys signed is damaged.
+        now: wall seconds.
+    """
+    folders: dict[str, list[Stored]] = {}
+    wal: list[Stored] = []
+    for each in storage.objects(PREFIX):
+        folder = each.name.rpartition("/")[0]
+        if folder == WAL and _SEGMENT.fullmatch(_file(each)):
+            wal.append(each)
+        elif folder.startswith(f"{BASES}/"):
+            folders.setdefault(folder, []).append(each)
+    bases: list[Base] = []
+    abandoned: list[str] = []
+    damaged: list[str] = []
+    for folder, objects in folders.items():
+        if f"{folder}/{INDEX}" in {each.name for each in objects}:
+            try:
+                bases.append(_base(storage, folder, ring))
+            except BackupDamaged as error:
+                damaged.append(error.message)
+        elif now - max(each.at for each in objects) > ABANDONED:
+            abandoned += [each.name for each in objects]
+    bases.sort(key=lambda base: base.ended_at, reverse=True)  # names have whole seconds
+    return Archive(tuple(bases), tuple(wal), tuple(abandoned), tuple(damaged))
 
 
-def rewind(storage: Storage, identities: Sequence[Any], to: datetime, folder: Path, *, told: Told = quiet) -> Rewound:
+def rewind(
+    archive: Archive, storage: Storage, identities: Sequence[Any], to: datetime, folder: Path, *, told: Told = quiet
+) -> Rewound:
     """Make a data folder that, when Postgres starts on it, replays WAL up to a moment and opens for writing.
 
     Parameters:
-        storage, identities: where the base is, and what opens it.
+        archive: of `read`.
+        storage, identities: where it is, and what opens it.
         to: the moment, with a time zone.
         folder: of the new cluster; empty or missing.
         told: how far it is.
 
     Raises:
         BackupNotFound: no base backup had ended by then.
-        BackupDamaged, BackupFailed: it is not whole; throw the folder away.
-        UsageError: the folder is not empty.
+        BackupDamaged, BackupFailed: none is whole; throw the folder away.
+        UsageError: the folder is not empty, or the programs for an incremental one are not here.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", hint="a cluster is only ever made in an empty folder")
-    base = next((each for each in bases(storage) if each.ended_at <= to.timestamp() * 1000), None)
-    if base is None:
-        raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
-    _put_together(storage, base, identities, folder, told)
-    _check(base, folder)
+    chain = archive.before(to)
+    base = chain[-1]
+    _put_together(storage, chain, identities, folder, told)
+    compared = _check(base, folder)
     wal = folder / "oxherd_wal"
     wal.mkdir(mode=0o700)
-    segments = _fetch_wal(storage, identities, _first(folder), wal)
+    segments = _fetch_wal(archive, storage, identities, base.wal, wal)
     moment = to.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
     with (folder / "postgresql.auto.conf").open("a") as file:
         copy = facts.literal(f'cp "{wal.absolute()}/%f" "%p"')
         file.write(f"\n# oxherd backup rewind\nrestore_command = {copy}\nrecovery_target_time = '{moment}'\n")
         file.write("recovery_target_action = 'promote'\narchive_mode = 'off'\n")
     (folder / "recovery.signal").touch(mode=0o600)
-    return Rewound(base.name, segments, moment)
+    return Rewound(base.name, segments, moment, compared)
 
 
-def _put_together(storage: Storage, base: Base, identities: Sequence[Any], folder: Path, told: Told) -> None:
+def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[Any], folder: Path, told: Told) -> None:
     """Unpack a base backup; an incremental one with all before it, which PostgreSQL then combines."""
-    known = {each.name: each for each in bases(storage)}
-    chain = [base]
-    while (after := chain[0].after) is not None:
-        if after not in known:
-            raise BackupDamaged(f"{chain[0].name} has only the changes since {after}, which is gone")
-        chain.insert(0, known[after])
+    client = _client(chain[-1], COMBINE)
+    if len(chain) > 1 and client is None:
+        raise UsageError(
+            f"{chain[-1].name} is incremental, and no {COMBINE} of Postgres {chain[-1].server} is here",
+            hint=f"do it where that Postgres is installed, such as postgresql-{chain[-1].server} of Debian or PGDG",
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    if len(chain) == 1:
-        _unpack(storage, base, identities, folder, told)
+    if client is None or len(chain) == 1:
+        _unpack(storage, chain[0], identities, folder, told)
         return
     with tempfile.TemporaryDirectory(prefix=".oxherd-", dir=folder.parent) as work:
         parts = [Path(work) / each.name for each in chain]
         for each, part in zip(chain, parts, strict=True):
             part.mkdir(mode=0o700)
             _unpack(storage, each, identities, part, told)
-        _tool(base, "pg_combinebackup", *map(str, parts), f"--output={folder}", "--copy")
+        _run(client, COMBINE, *map(str, parts), f"--output={folder}", "--copy")
 
 
 def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Path, told: Told) -> None:
@@ -270,45 +377,58 @@ def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Pat
         raise failures[0]
 
 
-def _check(base: Base, folder: Path) -> None:
-    """Have PostgreSQL compare every file with the base backup's own manifest."""
-    _tool(base, "pg_verifybackup", "--no-parse-wal", str(folder))
+def _check(base: Base, folder: Path) -> bool:
+    """Have PostgreSQL compare every file with the base backup's own manifest; False where that program is not here."""
+    client = _client(base, VERIFY)
+    if client is not None:
+        _run(client, VERIFY, "--no-parse-wal", str(folder))
+    return client is not None
 
 
-def _tool(base: Base, program: str, *words: str) -> None:
-    client = tools.fitting(base.server, tls=False)
+def _client(base: Base, program: str) -> tools.Client | None:
+    """The newest client with a program that understands that base backup's files."""
+    for client in tools.found_clients():
+        fits = client.version[0] == base.server if base.server >= EXACT else client.version[0] >= base.server
+        if fits and Path(client.program(program)).is_file():
+            return client
+    return None
+
+
+def _run(client: tools.Client, program: str, *words: str) -> None:
     command = [client.program(program), *words]
     done = subprocess.run(command, env=client.variables(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise BackupFailed(f"{program} failed: {done.stderr.strip()[:400]}")
 
 
-def _first(folder: Path) -> str:
-    found = _START.search((folder / "backup_label").read_text())
-    if found is None:
-        raise BackupDamaged("the base backup does not say where its WAL begins")
-    return found[1]
-
-
-def _fetch_wal(storage: Storage, identities: Sequence[Any], first: str, folder: Path) -> int:
+def _fetch_wal(archive: Archive, storage: Storage, identities: Sequence[Any], first: str, folder: Path) -> int:
     count = 0
-    for name in _wanted(storage, first):
-        data = sealing.open_text(storage.get(f"{WAL}/{name}.age").decode(), identities)
-        (folder / name).write_bytes(data)
-        count += len(name) == 24
+    for each in archive.wal:
+        if needed(each, first):
+            data = sealing.open_text(storage.get(each.name).decode(), identities)
+            (folder / _file(each)).write_bytes(data)
+            count += len(_file(each)) == 24
     return count
 
 
-def _wanted(storage: Storage, first: str) -> Iterator[str]:
-    for each in storage.objects(f"{WAL}/"):
-        name = each.name.rpartition("/")[2].removesuffix(".age")
-        if name.endswith(".history") or name >= first:
-            yield name
+def needed(wal: Stored, first: str) -> bool:
+    """Whether archived WAL is needed by a base backup that begins at WAL file `first`; timelines' histories are."""
+    return _file(wal).endswith(".history") or _file(wal) >= first
 
 
-def _base(storage: Storage, name: str) -> Base:
-    data = orjson.loads(storage.get(name))
-    piece = data["piece"]
-    parts = tuple(manifest.Part(**part) for part in piece["parts"])
-    stored = manifest.Piece(piece["kind"], piece["raw"], parts)
-    return Base(data["name"], data["ended_at"], data["server"], data["after"], stored)
+def _file(wal: Stored) -> str:
+    return wal.name.rpartition("/")[2].removesuffix(".age")
+
+
+def _base(storage: Storage, folder: str, ring: KeyRing) -> Base:
+    name = folder.rpartition("/")[2]
+    try:
+        data = orjson.loads(storage.get(f"{folder}/{INDEX}"))
+        manifest.check(data, ring, LABEL, f"the index of base backup {name}")
+        piece = data["piece"]
+        parts = tuple(manifest.Part(**part) for part in piece["parts"])
+        return Base(**{**data, "piece": manifest.Piece(piece["kind"], piece["raw"], parts)})
+    except FileNotFoundError:
+        raise BackupDamaged(f"base backup {name} is being deleted", hint="ask again") from None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise BackupDamaged(f"the index of base backup {name} can't be read: {type(error).__name__}") from None

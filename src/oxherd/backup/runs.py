@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
-from oxherd.backup import catalogue, create, retention, sealing, tools, verify
+from oxherd.backup import catalogue, create, pitr, retention, sealing, spool, tools, verify
 from oxherd.backup.create import Told, quiet
 from oxherd.backup.manifest import Manifest
 from oxherd.backup.storage import Storage, open_storage
 from oxherd.clock import mono
-from oxherd.errors import OxherdError, UsageError
+from oxherd.errors import BackupDamaged, OxherdError, UsageError
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
 from oxherd.settings import Secret, Settings
@@ -57,9 +57,11 @@ async def take(
     told: Told = quiet,
     limit: float | None = None,
     with_queue: bool = True,
+    resume: bool = False,
+    note: Callable[[str], None] = lambda _: None,
     storage: Storage | None = None,
 ) -> Manifest:
-    """Take a backup of the configured database and queue. Raises as `create.create`.
+    """Take a backup of the configured database and queue. Raises as `create.create`, and with a spool as `Spool.send`.
 
     Parameters:
         settings: the variables.
@@ -67,9 +69,12 @@ async def take(
         told: how far it is.
         limit: bytes a second that are read.
         with_queue: the queue, too.
+        resume: where a killed process left a whole backup in the spool, that one is enough.
+        note: told what an operator wants to know meanwhile.
         storage: where to; BACKUP_URL's when left out.
     """
     target = storage or open_storage(settings)
+    target.on_wait = note
     await asyncio.to_thread(target.sweep)
     began = mono()
     try:
@@ -79,12 +84,34 @@ async def take(
                 database_of(settings), settings.backup_recipients, ring_of(settings), settings.backup_schemas,
                 link, keys, limit,
             )  # fmt: skip
-            made = await create.create(source, target, told=told)
+            if settings.backup_spool is None:
+                made = await create.create(source, target, told=told)
+            else:
+                with spool.opened(settings, settings.backup_spool) as place:
+                    made = await _by_way_of(place, source, target, resume=resume, told=told, note=note)
     except OxherdError as error:
         await keep(store, Operation("backup", target.shown, "failed", mono() - began, {"error": error.message}))
         raise
     await keep(store, Operation("backup", made.name, "ok", made.seconds, summary(made)))
     return made
+
+
+async def _by_way_of(
+    place: spool.Spool, source: create.Source, target: Storage, *, resume: bool, told: Told, note: Callable[[str], None]
+) -> Manifest:
+    """Store what was left there, then take another one: so there is never more than one on the disk."""
+    for name in await asyncio.to_thread(place.left, note):
+        try:
+            made = await place.send(name, target, told=told, limit=source.limit)
+        except BackupDamaged as error:
+            note(f"{name} is thrown away: {error.message}")
+            place.discard(name)
+            continue
+        note(f"{name} is stored, which an earlier process had taken")
+        if resume:
+            return made
+    made = await create.create(source, place.storage, told=told)
+    return await place.send(made.name, target, told=told, limit=source.limit)
 
 
 def summary(made: Manifest) -> dict[str, Any]:
@@ -126,26 +153,42 @@ async def prove(
     return report
 
 
-async def clear(storage: Storage, plan: retention.Plan) -> list[str]:
-    """Delete what a plan has; why some objects could not be, a line for each backup."""
-    kept: list[str] = []
+async def clear(storage: Storage, plan: retention.Plan) -> dict[str, str]:
+    """Delete what a plan has; why some could not be, by the backup's name, or `WAL`."""
+    return await asyncio.to_thread(_clear, storage, plan)
+
+
+def _clear(storage: Storage, plan: retention.Plan) -> dict[str, str]:
+    refused: dict[str, str] = {}
     for entry in plan.drop:
-        # The manifest goes first: what is half deleted must not be listed.
-        for name in entry.objects:
-            try:
-                await asyncio.to_thread(storage.delete, name)
-            except OxherdError as error:
-                kept.append(f"{entry.name}: {error.message}")
-                break
+        refused |= _delete(storage, entry.name, entry.objects)
+    for base in plan.drop_bases:
+        if base.name not in refused:
+            refused |= _delete(storage, base.name, base.objects)
+        if base.name in refused and base.after is not None:  # without it, what stays would be of no use
+            refused[base.after] = f"{base.name} is after it"
+    if not any(base.name in refused for base in plan.drop_bases):
+        refused |= _delete(storage, "WAL", (each.name for each in plan.wal))
     for name in plan.abandoned:
-        with contextlib.suppress(OxherdError):
-            await asyncio.to_thread(storage.delete, name)
-    return kept
+        _delete(storage, name, [name])
+    return refused
+
+
+def _delete(storage: Storage, name: str, objects: Iterable[str]) -> dict[str, str]:
+    """Delete objects, the first one first: it is what lists them, and what is half deleted must not be listed."""
+    try:
+        for each in objects:
+            storage.delete(each)
+    except OxherdError as error:
+        return {name: error.message}
+    return {}
 
 
 async def due(settings: Settings, storage: Storage) -> retention.Plan:
     """What retention would delete now."""
-    return retention.plan(await asyncio.to_thread(catalogue.read, storage, ring_of(settings), now=time.time()))
+    ring, now = ring_of(settings), time.time()
+    backups = await asyncio.to_thread(catalogue.read, storage, ring, now=now)
+    return retention.plan(backups, await asyncio.to_thread(pitr.read, storage, ring, now=now), now=now)
 
 
 async def keep(store: Store | None, operation: Operation) -> None:

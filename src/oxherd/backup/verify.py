@@ -85,7 +85,7 @@ class Report:
 
     def sign(self, ring: KeyRing) -> None:
         """Sign it with the active key."""
-        self.signature = manifest.report_signature(self.data(), ring)
+        self.signature = manifest.signature(self.data(), ring, manifest.REPORT_LABEL)
 
 
 async def verify(

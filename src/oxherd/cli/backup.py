@@ -68,12 +68,18 @@ def keygen(
         note(f"the secret half is in {output}: without it no backup can be read")
 
 
-@app.command(epilog="\b\nExamples:\n  oxherd backup create\n  oxherd backup create --throttle 20 --no-queue")
+@app.command(
+    epilog="\b\nExamples:\n  oxherd backup create\n  oxherd backup create --throttle 20 --no-queue\n"
+    "  oxherd backup create --resume   # goes on with the upload of a killed one, with BACKUP_SPOOL"
+)
 def create(
     throttle: Annotated[
         float | None, typer.Option(metavar="MB", min=0.1, help="Read at most so many megabytes a second.")
     ] = None,
     with_queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Back up the queue in Redis, too.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take none where a killed process left one in BACKUP_SPOOL: store that.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take a backup: a consistent dump, compressed, encrypted, stored, with a manifest that is written last.
@@ -83,14 +89,17 @@ def create(
     from oxherd.backup import runs
 
     settings = _settings(*(("REDIS_URL",) if with_queue else ()))
+    if resume and settings.backup_spool is None:
+        raise UsageError("--resume needs BACKUP_SPOOL: without it nothing is left of a killed process's backup")
     limit = throttle * 1_000_000 if throttle else None
 
     async def act(store: Store | None, told: Told) -> Any:
         from oxherd.ops.recording import audited
 
-        return await audited(
-            store, "createBackup", runs.take(settings, store, told=told, limit=limit, with_queue=with_queue)
-        )
+        work = runs.take(
+            settings, store, told=told, limit=limit, with_queue=with_queue, resume=resume, note=note
+        )  # fmt: skip
+        return await audited(store, "createBackup", work)
 
     made = _run(settings, act, quiet=as_json)
     if as_json:
@@ -248,7 +257,8 @@ def prune(
 ) -> None:
     """Delete backups that retention no longer keeps: the newest of 7 days, 5 weeks and 12 months stay.
 
-    The last one that was verified always stays. An object lock that refuses a delete is said, and no fault.
+    The last one that was verified always stays. Of base backups and WAL what `rewind` needs for the last 7 days stays.
+    An object lock that refuses a delete is said, and no fault.
     """
     from oxherd.app import run_loop
     from oxherd.backup import runs
@@ -260,21 +270,26 @@ def prune(
     plan = run_loop(runs.due(settings, storage))
     rows = [("keep", entry.name, why) for entry, why in plan.keep]
     rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
+    rows += [("keep", f"base {base.name}", why) for base, why in plan.keep_bases]
+    rows += [("delete", f"base {base.name}", f"{_size(base.piece.stored)}") for base in plan.drop_bases]
+    if plan.wal:
+        rows.append(("delete", "WAL", f"{len(plan.wal)} files, {_size(sum(each.size for each in plan.wal))}"))
     rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]
     if not as_json:
         print_table(("action", "backup", "why"), rows)
-    refused: list[str] = []
-    todo = bool(plan.drop or plan.abandoned) and not dry_run
-    if todo and (yes or typer.confirm("Go on?", err=True)):
+    for fault in plan.damaged:
+        note(f"no base backup and no WAL is deleted: {fault}")
+    refused: dict[str, str] = {}
+    if not plan.does_nothing and not dry_run and (yes or typer.confirm("Go on?", err=True)):
         refused = _run(
             settings, lambda store, _: audited(store, "pruneBackups", runs.clear(storage, plan), target=storage.shown),
             quiet=as_json,
         )  # fmt: skip
-    for each in refused:
-        note(f"not deleted: {each}")
+    for name, why in refused.items():
+        note(f"not deleted: {name}: {why}")
     if as_json:
         steps = [{"action": action, "backup": name, "why": why} for action, name, why in rows]
-        print_json({"dry_run": dry_run, "steps": steps, "refused": refused})
+        print_json({"dry_run": dry_run, "steps": steps, "refused": refused, "damaged": plan.damaged})
 
 
 @app.command(
@@ -332,7 +347,9 @@ def base(
     storage, address = open_storage(settings), runs.database_of(settings)
 
     async def act(store: Store | None, told: Told) -> Any:
-        work = pitr.take_base(address, storage, settings.backup_recipients, incremental=incremental, told=told)
+        work = pitr.take_base(
+            address, storage, settings.backup_recipients, runs.ring_of(settings), incremental=incremental, told=told
+        )
         return await audited(store, "takeBase", work)
 
     made = _run(settings, act, quiet=as_json)
@@ -391,6 +408,10 @@ def rewind(
         with _bar(quiet=as_json) as told:
             made = ops.into_folder(settings, _identity(identity_file), moment, data_dir, told, dry_run=dry_run)
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
+        for fault in made["damaged"]:
+            note(f"not used: {fault}")
+        if not made.get("compared", True):
+            note("its files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
@@ -421,6 +442,8 @@ def _print_outcome(outcome: Any) -> None:
         note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
     if outcome.left_out:
         note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    if outcome.unread:
+        note(f"which jobs went on after the backup is not known, the live journal could not be read: {outcome.unread}")
     if outcome.finished:
         note(f"{len(outcome.finished)} jobs ended after the backup, and are not run again:")
         print_table(("job", "name", "status", "ended"), [

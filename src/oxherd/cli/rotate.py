@@ -27,6 +27,7 @@ Examples:
   oxherd rotate API_TOKEN --rollback                   until the old one is retired
   oxherd rotate --status
   oxherd audit secrets --json > report.json; oxherd rotate --leaked report.json
+  oxherd rotate --leaked report.json --resume --done   goes on with the one that waits for you, and with the rest
 
 Never roll a deployment back across a rotation: Railway brings the old variables back with it, and with them a secret
 that is dead. `oxherd deploy rollback` knows that; Railway's own button does not."""
@@ -94,6 +95,9 @@ def rotate(
     if status:
         _show_status(state, as_json)
         return
+    if leaked is not None and (name is not None or rollback):
+        raise UsageError("--leaked names the secrets itself, and each is taken back by its name",
+                         hint="oxherd rotate --leaked REPORT, or: oxherd rotate NAME --rollback")  # fmt: skip
     if done and not resume:
         raise UsageError("--done says that what a stopped rotation waits for is done", hint="add --resume")
     settings = variables.load(needs=())
@@ -164,7 +168,8 @@ def _roll_back(wanted: Wanted, settings: Settings, person: _Terminal, *, as_json
 def _rotate_leaked(
     report: Path, wanted: Wanted, settings: Settings, person: _Terminal, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    from oxherd.ops.rotate_leaked import due, read_report
+    from oxherd.ops.rotate_leaked import Replaced, due, read_report
+    from oxherd.ops.rotate_state import Locks, StateFile
 
     todo = due(read_report(report), settings)
     if as_json:
@@ -174,11 +179,19 @@ def _rotate_leaked(
         print_table(("what", "why", "to do"), [(each.variable or each.what, each.why, each.todo) for each in todo])
     if dry_run:
         return
+    replaced = Replaced(wanted.folder, report, resume=wanted.resume)
+    replaced.save()
     for each in todo:
         if not each.can_rotate:
             note(f"by hand: {each.what}: {each.todo}")
+        elif each.variable in replaced.names:
+            note(f"{each.variable}: replaced already")
         elif yes or typer.confirm(f"Rotate {each.variable} now?", err=True):
-            _rotate(replace(wanted, name=each.variable), settings, person, dry_run=False, yes=yes, as_json=as_json)
+            begun = StateFile(wanted.folder, each.variable, Locks()).head() is not None
+            one = replace(wanted, name=each.variable, resume=wanted.resume and begun)
+            _rotate(one, settings, person, dry_run=False, yes=yes, as_json=as_json)
+            replaced.add(each.variable)
+    replaced.remove()
 
 
 def _show_status(folder: Path, as_json: bool) -> None:

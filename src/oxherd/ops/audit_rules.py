@@ -63,6 +63,7 @@ _OURS = (
     Kind("oxherd.redis-url", "password in a Redis URL", "Redis", "REDIS_URL"),
     Kind("oxherd.postgres-url", "password in a Postgres URL", "Postgres", "DATABASE_URL"),
     Kind("oxherd.upstash-token", "Upstash REST token", "Upstash", "REDIS_URL"),
+    Kind("oxherd.upstash-management-key", "Upstash management key", "Upstash", "UPSTASH_API_KEY"),
     Kind("oxherd.supabase-secret-key", "Supabase secret key", "Supabase", "SUPABASE_SERVICE_ROLE_KEY"),
     Kind("oxherd.supabase-publishable-key", "Supabase publishable key", "Supabase", level=Level.NOTE),
     Kind("oxherd.supabase-access-token", "Supabase access token", "Supabase"),

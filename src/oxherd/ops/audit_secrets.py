@@ -20,6 +20,8 @@ from oxherd.ops.audit_views import views
 from oxherd.settings import Secret
 
 DEEPEST = 3  # archives within archives
+AROUND = 1500  # bytes before and after a secret that are kept to ask its service with
+CONTEXTS = 3  # surroundings of one secret that are kept
 
 
 class AuditFailed(OxherdError):
@@ -59,8 +61,10 @@ class Finding:
         level: how bad it is.
         seen: where.
         live: whether its service still takes it; None where nobody asked, or nobody can tell.
+        answer: which service said so, or why it is open; empty where nobody asked.
         accepted: who looked at it said that it may stay; also where that has expired.
         value: the secret itself.
+        around: the text that it stands in, at some of its places: the address that it belongs to may stand there.
     """
 
     fingerprint: str
@@ -69,8 +73,10 @@ class Finding:
     level: Level
     seen: tuple[Seen, ...]
     live: bool | None = None
+    answer: str = ""
     accepted: Accepted | None = None
     value: Secret = field(default_factory=lambda: Secret(""), repr=False)
+    around: tuple[Secret, ...] = field(default=(), repr=False)
 
     @property
     def in_head(self) -> bool:
@@ -123,6 +129,7 @@ class _Hit:
     value: Secret
     line: int
     encoding: str
+    around: Secret
 
 
 def audit(
@@ -202,9 +209,11 @@ def _finding(value: str, places: dict[Seen, _Hit], marker: Marker, known: Known)
     mark = marker.of(value.encode(errors="surrogateescape"))
     seen = sorted(places, key=lambda seen: (seen.at is None, seen.at or 0, seen.path, seen.line))
     level = min(kind.level, _worst(seen))
+    around = list(dict.fromkeys(places[each].around.reveal() for each in seen))[-CONTEXTS:]
     return Finding(
-        mark, masked(value), kind, level, tuple(seen), accepted=known.accepted.get(mark), value=Secret(value)
-    )
+        mark, masked(value), kind, level, tuple(seen), accepted=known.accepted.get(mark), value=Secret(value),
+        around=tuple(map(Secret, around)),
+    )  # fmt: skip
 
 
 def _worst(seen: Sequence[Seen]) -> Level:
@@ -257,14 +266,16 @@ class Detector:
         for each in self._scanner.scan_input(ScanInput(path=path, data=data)):
             if each.visible and not looks_fake(each.rule_id, each.secret):
                 how = _joined(encoding, "base64") if each.is_base64_encoded else encoding
-                hit = _Hit(each.rule_id, Secret(each.secret), line or each.location["line"], how)
+                around = _around(data, data.find(each.secret.encode(errors="surrogateescape")), each.secret)
+                hit = _Hit(each.rule_id, Secret(each.secret), line or each.location["line"], how, around)
                 other = best.get(each.secret)
                 if other is None or _trust(hit.rule) < _trust(other.rule):
                     best[each.secret] = hit
         yield from best.values()
         for variable, value, at in self._own.found(data):
             place = line or data.count(b"\n", 0, at) + 1
-            yield _Hit(f"{INSTALLED}{variable}", Secret(value.decode(errors="surrogateescape")), place, encoding)
+            secret = Secret(value.decode(errors="surrogateescape"))
+            yield _Hit(f"{INSTALLED}{variable}", secret, place, encoding, _around(data, at, secret.reveal()))
 
     def unpacked(self, path: str, data: bytes, skipped: list[str]) -> Iterator[tuple[str, bytes]]:
         """The text, and what is in it where it is an archive, a database or bytecode."""
@@ -280,6 +291,15 @@ class Detector:
         except RuntimeError:  # many a file only has an archive's ending; it was read as it is
             if data[:4] in _ARCHIVES:
                 skipped.append(f"{path} is no archive that can be opened; it was read as it is")
+
+
+def _around(data: bytes, at: int, value: str) -> Secret:
+    """What stands before and after a secret; the secret alone where it does not stand there as it is."""
+    if at < 0:
+        return Secret(value)
+    return Secret(
+        data[max(at - AROUND, 0) : at + len(value.encode(errors="surrogateescape")) + AROUND].decode("utf-8", "replace")
+    )
 
 
 _ARCHIVES = {b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08", b"SQLi", b"BZh9", b"\xfd7zX"}

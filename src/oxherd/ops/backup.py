@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from oxherd.app import keys_of
-from oxherd.backup import catalogue, facts, jobs, restore, runs, sealing, tools
+from oxherd.backup import catalogue, facts, jobs, restore, runs, sealing, spool, tools
 from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
 from oxherd.clock import mono
@@ -149,6 +151,8 @@ async def diagnose(settings: Settings) -> list[Finding]:
     else:
         findings += [Finding("pg_dump", ok=True, detail=client.shown) for client in clients]
     await _try(findings, "storage", asyncio.to_thread(_probe, settings))
+    if settings.backup_spool is not None:
+        await _try(findings, "spool", asyncio.to_thread(_spool, settings, settings.backup_spool))
     await _try(findings, "recipients", asyncio.to_thread(_recipients, settings))
     if settings.backup_identity:
         await _try(findings, "identity", asyncio.to_thread(_identities, settings))
@@ -201,6 +205,13 @@ def _probe(settings: Settings) -> str:
     return (
         f"{storage.shown}: writes, reads and deletes" if back == b"oxherd" else f"{storage.shown}: reads something else"
     )
+
+
+def _spool(settings: Settings, folder: Path) -> str:
+    with spool.opened(settings, folder) as place:
+        place.storage.put("doctor.probe", b"oxherd")
+        place.storage.delete("doctor.probe")
+    return f"{folder}: {shutil.disk_usage(folder).free / 1e9:.1f} GB free, for one backup as it is stored"
 
 
 def _recipients(settings: Settings) -> str:

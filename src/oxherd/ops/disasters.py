@@ -231,16 +231,48 @@ DISASTERS: tuple[Disaster, ...] = (
         "Nothing; what was done with it meanwhile is in the service's own log.",
         (
             Do(
-                "See what leaked, and where it is used.",
-                ("oxherd audit secrets . --json > leaked.json",),
-                elsewhere=True,
+                "See what leaked, and where. The report has fingerprints, no values.",
+                ('oxherd audit secrets "${REPOSITORY:-.}" --json > leaked.json',),
+                codes=(1,),
             ),
             Do(
-                "Replace all of it, worst first. Each is proven dead in the end.",
-                ("oxherd rotate --leaked leaked.json",),
-                elsewhere=True,
+                "Replace all of it, worst first. Services on Railway are switched by it. For what runs elsewhere it "
+                "stops and names the file that has the new value.",
+                ("oxherd rotate --leaked leaked.json --yes",),
+                codes=(0, 1),
             ),
-            Do("Read what a leak takes beyond that: incident/leaked-secret.md.", elsewhere=True),
+            Do(
+                "Where it stopped: set what the file has, restart what uses it, and go on. Again until all of it is "
+                "replaced, and each old value is proven dead.",
+                ("oxherd rotate --leaked leaked.json --resume --done --yes",),
+                codes=(0, 1),
+            ),
+            Do(
+                "Look for what you did not do yourself; incident/leaked-secret.md says what else there is to look at.",
+                ("oxherd runs list", "oxherd spend report"),
+            ),
+            PROVEN,
+        ),
+    ),
+    Disaster(
+        "key-revoked",
+        "The model service no longer takes the key",
+        "The alerts failure-spike and slo-burn-fast; jobs fail with `the model service refused the key`.",
+        "Nothing. Jobs that call a model fail at once, whatever attempts they have left, and are dead letters.",
+        (
+            Do("Stop taking jobs: each would fail.", ("oxherd gate close --reason 'the key is revoked'",)),
+            Do(
+                "Make another key with the limits of the old one, and switch to it. Where the service has deleted the "
+                "old one, make the new one there by hand, and `oxherd env push` it. No test job: the gate is closed.",
+                ("oxherd rotate OPENROUTER_API_KEY --no-test-job --yes",),
+                codes=(0, 1),
+            ),
+            Do(
+                "Where it stopped because workers run elsewhere than on Railway: set what the file has, restart them, "
+                "and go on.",
+                ("oxherd rotate OPENROUTER_API_KEY --resume --done --no-test-job --yes",),
+            ),
+            Do("Go on, and put back what failed meanwhile.", ("oxherd gate open", "oxherd jobs replay --all --yes")),
             PROVEN,
         ),
     ),

@@ -31,6 +31,7 @@ from oxherd.job import State
 from oxherd.ops.child import WorkerProcess
 from oxherd.ops.disasters import Disaster
 from oxherd.ops.drill_provider import Provider
+from oxherd.ops.env import parse
 from oxherd.queue.producer import NewJob
 from oxherd.store import Operation
 from oxherd.store.migrate import migrate
@@ -160,6 +161,7 @@ class Stage:
             "REDIS_URL": self.valkey.url,
             "DATABASE_URL": database,
             "OPENROUTER_BASE_URL": self.provider.base_url,
+            "OPENROUTER_API_KEY": self.provider.key,
             "ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "API_TOKEN": secrets.token_urlsafe(24),
             "HOST": "127.0.0.1",
@@ -227,6 +229,21 @@ class Stage:
     def settings(self) -> variables.Settings:
         """Of the stack as it is now."""
         return variables.load(self.variables)
+
+    async def hand_over(self, name: str) -> None:
+        """Be the person for whom a rotation waits: run workers with the values that it has left, then stop the others.
+
+        Raises:
+            CommandFailed: it waits for nothing.
+        """
+        file = self.folder / ".oxherd" / "rotations" / f"{name}.env"
+        if not file.exists():
+            raise CommandFailed(f"the rotation of {name} stopped, and not for its new value to be set")
+        values, _ = parse(file.read_text(), file.name)
+        self.variables |= {each: value.reveal() for each, value in values.items()}
+        old = list(self.workers)
+        await self.start_worker()
+        await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in old))
 
     async def until_ended(self, ids: Sequence[str], *, states: frozenset[str] = ENDED, share: float = 1.0) -> list[str]:
         """Wait until so large a share of these jobs is in one of these states; those that are not."""

@@ -1,4 +1,4 @@
-"""What a drill's workers run: jobs of three steps that write down what they paid for, and an agent that costs money."""
+"""What a drill's workers run: jobs whose steps note what they paid for, some with a credential, and an agent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from oxherd import Budget, Context, Herd
 
 STEPS = ("look", "think", "deliver")
 MODEL = "drill/model"
+CREDENTIAL = "drill"  # of jobs without a tenant
 
 herd = Herd()
 clerk = herd.agent("drill", model=MODEL, instructions="Answer in one word.", budget=Budget(steps=4))
@@ -38,6 +39,13 @@ async def work(ctx: Context, order: Order) -> str:
         await ctx.step(step, pay, order, step)
         note(order.ledger, f"kept {order.name} {step}")
     return order.name
+
+
+@herd.job("drill.open", retries=8)
+async def unlock(ctx: Context, order: Order) -> str:
+    """The same, for whoever has a credential."""
+    await ctx.credential(CREDENTIAL)
+    return await work(ctx, order)
 
 
 @herd.job("drill.ask", retries=8)

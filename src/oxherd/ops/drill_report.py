@@ -126,7 +126,7 @@ def _runbook(disaster: Disaster) -> str:
 def _where(step: Do) -> str:
     if step.elsewhere:
         return " *(at the platform: no drill does this)*"
-    return f" *(ends with exit code {step.codes[0]})*" if step.codes != (0,) else ""
+    return f" *(ends with exit code {' or '.join(map(str, step.codes))})*" if step.codes != (0,) else ""
 
 
 def _block(step: Do) -> list[str]:

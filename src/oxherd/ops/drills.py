@@ -9,8 +9,10 @@ from pathlib import Path
 from oxherd.backup import catalogue, runs
 from oxherd.backup.storage import open_storage
 from oxherd.job import State
+from oxherd.ops.audit_sources import git
 from oxherd.ops.disasters import DISASTERS
-from oxherd.ops.drill import DATABASE, Drill, Result, Stage, damage
+from oxherd.ops.drill import DATABASE, CommandFailed, Drill, Result, Stage, damage
+from oxherd.ops.drill_app import CREDENTIAL
 
 JOBS = 20
 AFTER = 3  # jobs that come after the backup
@@ -164,6 +166,50 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
+async def key_leaked(stage: Stage, result: Result) -> None:
+    """ENCRYPTION_KEY is in a repository's history; it is replaced while workers run jobs that open what it sealed."""
+    name = "ENCRYPTION_KEY"
+    leaked = stage.variables[name]
+    commit(stage.folder / "repository", f"{name}={leaked}\n", "# set it here\n")
+    stage.extra |= {"REPOSITORY": "repository"}
+    await stage.run(f"echo generated-for-the-drill | oxherd credentials put {CREDENTIAL}")
+    await stage.until_ended(await stage.add(JOBS, job="drill.open"), share=0.2)
+    async with damage(stage, result):
+        await stage.follow(result, slice(2))
+        while result.commands[-1].code:
+            await stage.add(AFTER, job="drill.open")
+            await stage.hand_over(name)
+            await stage.follow(result, slice(2, 3))
+        await stage.follow(result, slice(3, None))
+    if leaked in ",".join((stage.variables[name], stage.variables["ENCRYPTION_KEYS_PREVIOUS"])):
+        raise CommandFailed(f"workers still have the {name} that leaked")
+
+
+def commit(folder: Path, *versions: str) -> None:
+    """Make a repository whose history has each version of a file."""
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    plain = ("user.name=drill", "user.email=drill@localhost", "commit.gpgSign=false", "core.hooksPath=/dev/null")
+    for text in versions:
+        (folder / ".env").write_text(text)
+        git(folder, "add", "--force", ".env")
+        git(folder, *(word for each in plain for word in ("-c", each)), "commit", "--quiet", "--message", "settings")
+
+
+async def key_revoked(stage: Stage, result: Result) -> None:
+    """The model service takes the key no more; jobs fail at once until workers have another."""
+    stage.extra |= {"OPENROUTER_MANAGEMENT_KEY": stage.provider.management_key}
+    async with damage(stage, result):
+        stage.provider.revoke()
+        ids = await stage.add(JOBS, job="drill.ask")
+        await stage.until_ended(ids[:1], states=frozenset({State.FAILED}))
+        await stage.follow(result, slice(2))
+        await stage.hand_over("OPENROUTER_API_KEY")
+        await stage.follow(result, slice(2, None))
+    if stage.provider.calls < JOBS:
+        raise CommandFailed(f"{JOBS - stage.provider.calls} of {JOBS} jobs had no answer from the model service")
+
+
 async def region_lost(stage: Stage, result: Result) -> None:
     """Engines and workers are all gone; a backup fills new ones elsewhere."""
     await under_load(stage)
@@ -190,11 +236,10 @@ PLAYS = {
     "database-lost": database_lost,
     "bad-migration": bad_migration,
     "backup-damaged": backup_damaged,
+    "key-leaked": key_leaked,
+    "key-revoked": key_revoked,
     "region-lost": region_lost,
 }
-# A leaked key has none: what `oxherd rotate` does is proven with workers under load by its own tests.
 DRILLS = {
-    each.name: Drill(each, PLAYS[each.name], workers=2 if each.name == "worker-down" else 1)
-    for each in DISASTERS
-    if each.name in PLAYS
+    each.name: Drill(each, PLAYS[each.name], workers=2 if each.name == "worker-down" else 1) for each in DISASTERS
 }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from oxherd.backup import pitr, sealing
+from oxherd.backup import pitr, runs, sealing
 from oxherd.backup.create import Told
 from oxherd.backup.storage import open_storage
 from oxherd.cloud.supabase_admin import SupabaseAdmin
-from oxherd.errors import BackupNotFound, UsageError
+from oxherd.errors import UsageError
 from oxherd.ops.rotate_supabase import ref_of
 from oxherd.settings import Secret, Settings
 
@@ -34,14 +35,13 @@ def into_folder(
 ) -> dict[str, Any]:
     """Make a data folder that recovers to a moment; or say from which base. Raises as `pitr.rewind`."""
     storage = open_storage(settings)
+    archive = pitr.read(storage, runs.ring_of(settings), now=time.time())
     if dry_run:
-        base = next((each for each in pitr.bases(storage) if each.ended_at <= to.timestamp() * 1000), None)
-        if base is None:
-            raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
-        return {"base": base.name, "to": to.isoformat()}
+        return {"base": archive.before(to)[-1].name, "to": to.isoformat(), "damaged": archive.damaged}
     identities = sealing.identities_of(identity or settings.backup_identity)
-    done = pitr.rewind(storage, identities, to, folder, told=told)
-    return {"base": done.base, "to": done.to, "segments": done.segments}
+    done = pitr.rewind(archive, storage, identities, to, folder, told=told)
+    return {"base": done.base, "to": done.to, "segments": done.segments, "compared": done.compared,
+            "damaged": archive.damaged}  # fmt: skip
 
 
 async def supabase(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import orjson
 
-from oxherd.errors import UsageError
+from oxherd.errors import RotationStopped, UsageError
 from oxherd.ops.rotate_known import NAMES
+from oxherd.ops.rotate_state import write_privately
 from oxherd.settings import TABLE, Settings
 
 # First what hands out the others: replaced later, it would hand out their new values, too. Then what gives data or runs
@@ -100,3 +102,43 @@ def _seen(finding: Mapping[str, Any]) -> str:
     place = f"{first.get('path', '?')}:{first.get('line', '?')}"
     live = "; it is live" if finding.get("live") else ""
     return f"seen in {place}{', still in HEAD' if finding.get('in_head') else ''}{live}"
+
+
+class Replaced:
+    """Which variables of a report were replaced, in a file beside the states of rotations: names only.
+
+    Parameters:
+        folder: where states are kept.
+        report: the audit's.
+        resume: go on with what an earlier run of this report has begun; otherwise it begins anew.
+
+    Raises:
+        RotationStopped: there is nothing to go on with.
+        UsageError: the report can't be read.
+    """
+
+    def __init__(self, folder: Path, report: Path, *, resume: bool) -> None:
+        try:
+            digest = hashlib.sha256(report.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise UsageError(f"{report} can't be read: {error.strerror}") from None
+        self._file = folder / f"{digest}.leaked"
+        if resume and not self._file.exists():
+            raise RotationStopped(
+                f"nothing of {report} is under way", hint=f"oxherd rotate --leaked {report}, without --resume"
+            )
+        self.names = self._file.read_text().split() if resume else []
+
+    def add(self, name: str) -> None:
+        """One more is replaced."""
+        self.names.append(name)
+        self.save()
+
+    def save(self) -> None:
+        """Keep it."""
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_privately(self._file, "".join(f"{each}\n" for each in self.names).encode())
+
+    def remove(self) -> None:
+        """All of them are."""
+        self._file.unlink(missing_ok=True)

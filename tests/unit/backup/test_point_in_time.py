@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import os
 import shutil
 import time
@@ -9,14 +11,20 @@ from datetime import UTC, datetime
 import pytest
 from aiohttp import web
 from backup_helpers import execute, reachable, value
+from typer.testing import CliRunner
 
 from fakes.key_services import REF, FakeSupabaseApi
-from oxherd.backup import pitr, sealing, tools
+from oxherd.backup import manifest, pitr, retention, runs, sealing, tools
+from oxherd.backup.catalogue import Catalogue
 from oxherd.backup.storage import open_storage
+from oxherd.cli import app
 from oxherd.embedded.postgres import Postgres
-from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, UsageError
+from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, ServiceRefused, UsageError
 from oxherd.ops import rewind
-from oxherd.settings import load
+from oxherd.settings import TABLE, load
+from oxherd.vault.keyring import KeyRing
+
+DAY = 86_400.0
 
 
 @pytest.fixture
@@ -33,16 +41,32 @@ def archiving(tmp_path):
         yield server, spool
 
 
+def read(settings, *, now=0.0):
+    return pitr.read(open_storage(settings), runs.ring_of(settings), now=now)
+
+
+def planned(settings, *, days):
+    """What retention would do so many days after the epoch."""
+    return retention.plan(Catalogue((), ()), read(settings), now=days * DAY)
+
+
 def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, configured, keys, tmp_path):
+    """Also after pruning, which leaves all that the moment needs, and nothing from before."""
     server, spool = archiving
     settings = configured(DATABASE_URL=server.url)
     storage, identities = open_storage(settings), sealing.identities_of([keys[1]])
+
+    def take(**more):
+        work = pitr.take_base(
+            tools.address_of(server.url), storage, settings.backup_recipients, runs.ring_of(settings), **more
+        )
+        return asyncio.run(work)
+
     asyncio.run(execute(server.url, "create table t as select generate_series(1, 1000) i"))
     early = datetime.now(UTC)
-    address = tools.address_of(server.url)
-    whole = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients))
+    old, whole = take(), take()
     asyncio.run(execute(server.url, "insert into t select generate_series(1, 300)"))
-    base = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
+    base = take(incremental=True)
     assert base.after == whole.name
     assert base.piece.stored < whole.piece.stored / 10
     asyncio.run(execute(server.url, "insert into t select generate_series(1, 200)"))
@@ -56,14 +80,22 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     assert segment in pitr.push_wal(spool, storage, settings.backup_recipients)
     assert list(spool.iterdir()) == []
 
+    plan = planned(settings, days=base.ended_at / 1000 / DAY + 8)
+    assert asyncio.run(runs.clear(storage, plan)) == {}
+    assert [each.name for each, _ in plan.keep_bases] == [base.name, whole.name]
+    assert [each.name for each in plan.drop_bases] == [old.name]
+    left = [each.name for each in storage.objects("pitr/")]
+    assert not [name for name in left if old.name in name or f"/{old.wal}" in name]
+    assert f"pitr/wal/{whole.wal}.age" in left
+
     folder = tmp_path / "rewound" / "postgres"
     with pytest.raises(BackupNotFound):
-        pitr.rewind(storage, identities, early, folder)
-    done = pitr.rewind(storage, identities, moment, folder)
-    assert done.base == base.name
+        pitr.rewind(read(settings), storage, identities, early, folder)
+    done = pitr.rewind(read(settings), storage, identities, moment, folder)
+    assert (done.base, done.compared) == (base.name, True)
     assert done.segments >= 1
     with pytest.raises(UsageError, match="not empty"):
-        pitr.rewind(storage, identities, moment, folder)
+        pitr.rewind(read(settings), storage, identities, moment, folder)
     shutil.copy(tmp_path / "live" / "postgres.password", tmp_path / "rewound" / "postgres.password")
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
@@ -77,19 +109,121 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     damaged[len(damaged) // 2] ^= 1
     part.write_bytes(damaged)
     with pytest.raises(BackupDamaged):
-        pitr.rewind(storage, identities, moment, tmp_path / "damaged")
+        pitr.rewind(read(settings), storage, identities, moment, tmp_path / "damaged")
 
 
 def test_a_base_backup_that_can_not_be_taken_says_why_and_is_not_kept(postgres, configured):
     settings = configured(DATABASE_URL=postgres.url)
     storage = open_storage(settings)
-    address = tools.address_of(postgres.url)
+    given = (tools.address_of(postgres.url), storage, settings.backup_recipients, runs.ring_of(settings))
     with pytest.raises(BackupNotFound, match="no base backup yet"):
-        asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
-    made = asyncio.run(pitr.take_base(address, storage, settings.backup_recipients))
+        asyncio.run(pitr.take_base(*given, incremental=True))
+    made = asyncio.run(pitr.take_base(*given))
     with pytest.raises(BackupFailed, match="WAL summarization"):
-        asyncio.run(pitr.take_base(address, storage, settings.backup_recipients, incremental=True))
-    assert [each.name for each in pitr.bases(storage)] == [made.name]
+        asyncio.run(pitr.take_base(*given, incremental=True))
+    assert read(settings).bases == (made,)
+
+
+def test_without_the_programs_of_a_base_backup_s_postgres_a_whole_one_is_laid_out_and_an_incremental_one_is_refused(
+    postgres, configured, keys, tmp_path, monkeypatch
+):
+    settings = configured(DATABASE_URL=postgres.url)
+    storage, ring = open_storage(settings), runs.ring_of(settings)
+    whole = asyncio.run(
+        pitr.take_base(tools.address_of(postgres.url), storage, settings.backup_recipients, ring)
+    )  # fmt: skip
+    monkeypatch.setattr(tools, "found_clients", list)
+    moment, identities = datetime.now(UTC), sealing.identities_of([keys[1]])
+    done = pitr.rewind(read(settings), storage, identities, moment, tmp_path / "whole")
+    assert (done.base, done.compared) == (whole.name, False)
+    stored_base(storage, ring, "changes", days=moment.timestamp() / DAY, after=whole.name)
+    with pytest.raises(UsageError, match="no pg_combinebackup of Postgres 18 is here"):
+        pitr.rewind(read(settings), storage, identities, datetime.now(UTC), tmp_path / "changes")
+    assert not (tmp_path / "changes").exists()
+
+
+def stored_base(storage, ring, name, *, days, after=None, wal="0" * 24):
+    """An index, and a part of one byte, of a base backup that ended so many days after the epoch."""
+    piece = manifest.Piece("base", 1, (manifest.Part("base.zst.00000.age", 1, "0" * 64),))
+    base = pitr.Base(name, int(days * DAY * 1000), 18, after, piece, wal).signed(ring)
+    storage.put(f"pitr/base/{name}/base.zst.00000.age", b"x")
+    storage.put(f"pitr/base/{name}/backup_manifest.zst", b"x")
+    storage.put(f"pitr/base/{name}/base.json", json.dumps(dataclasses.asdict(base)).encode())
+    return base
+
+
+def test_an_index_that_was_changed_or_is_not_signed_is_refused_and_nothing_is_pruned(configured, tmp_path):
+    settings = configured()
+    storage, ring = open_storage(settings), runs.ring_of(settings)
+    stored_base(storage, ring, "old", days=100)
+    stored_base(storage, ring, "new", days=110)
+    index = tmp_path / "backups" / "pitr" / "base" / "new" / "base.json"
+    good = json.loads(index.read_text())
+    at = datetime.fromtimestamp(120 * DAY, UTC)
+    assert read(settings).before(at)[-1].name == "new"
+    assert [each.name for each in planned(settings, days=120).drop_bases] == ["old"]
+    changed, unsigned = good | {"after": "old"}, good | {"signature": ""}
+    for bad, said in ((changed, "was changed"), (unsigned, "has no signature"), ([], "can't be read")):
+        index.write_text(json.dumps(bad))
+        archive = read(settings)
+        assert said in archive.damaged[0]
+        assert archive.before(at)[-1].name == "old"
+        plan = planned(settings, days=120)
+        assert plan.does_nothing
+        assert plan.damaged == archive.damaged
+        with pytest.raises(BackupDamaged, match="base backup new"):
+            dataclasses.replace(archive, bases=()).before(at)
+    index.write_text(json.dumps(unsigned))
+    assert pitr.read(storage, KeyRing.of(None), now=0).damaged == ()
+
+
+def test_a_chain_keeps_its_beginning_and_every_moment_of_seven_days_stays(configured, monkeypatch):
+    settings = configured()
+    storage, ring = open_storage(settings), runs.ring_of(settings)
+    for name, days, after, wal in (
+        ("a", 100, None, 1), ("a1", 103, "a", 4), ("b", 107, None, 8), ("b1", 110, "b", 11), ("b2", 113, "b1", 14),
+        ("lost1", 113.5, "lost", 15), ("c", 114, None, 15), ("c1", 117, "c", 18),
+    ):  # fmt: skip
+        stored_base(storage, ring, name, days=days, after=after, wal=f"{wal:024X}")
+    for name in ("00000001.history", *(f"{number:024X}" for number in range(20)), f"{3:024X}.00000028.backup"):
+        storage.put(f"pitr/wal/{name}.age", b"x")
+
+    def plan(now):
+        found = planned(settings, days=now)
+        return (
+            sorted(each.name for each, _ in found.keep_bases), [each.name for each in found.drop_bases],
+            sorted(each.name.rpartition("/")[2] for each in found.wal),
+        )  # fmt: skip
+
+    everything = ["a", "a1", "b", "b1", "b2", "c", "c1", "lost1"]
+    assert plan(100) == (everything, [], ["0" * 24 + ".age"])
+    assert plan(110.5)[:2] == (everything, [])
+    kept, dropped, wal = plan(120.6)
+    assert kept == ["b", "b1", "b2", "c", "c1", "lost1"]
+    assert dropped == ["a1", "a"]
+    assert wal == sorted([*(f"{number:024X}.age" for number in range(8)), f"{3:024X}.00000028.backup.age"])
+    assert plan(1_000)[0] == ["c", "c1"]
+
+    delete = storage.delete
+
+    def locked(name):
+        if "/a1/" in name:
+            raise ServiceRefused("an object lock is on it")
+        delete(name)
+
+    monkeypatch.setattr(storage, "delete", locked)
+    told = asyncio.run(runs.clear(storage, planned(settings, days=120.6)))
+    assert told == {"a1": "an object lock is on it", "a": "a1 is after it"}
+    assert len(read(settings).bases) == len(everything)
+    assert len(read(settings).wal) == 22
+    environ = {variable.name: None for variable in TABLE} | {
+        "BACKUP_URL": settings.backup_url, "ENCRYPTION_KEY": settings.encryption_key.reveal(),
+    }  # fmt: skip
+    done = CliRunner().invoke(app, ["backup", "prune", "--yes"], env=environ)
+    assert done.exit_code == 0, done.output
+    assert "base a1" in done.stdout
+    assert [each.name for each in read(settings).bases] == ["c1", "c"]
+    assert len(read(settings).wal) == 6
 
 
 def test_what_is_no_wal_file_is_refused(configured, tmp_path):

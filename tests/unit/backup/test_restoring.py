@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from oxherd.app import Service, build_store, keys_of, queue_client
 from oxherd.backup import jobs, queue, retention, runs
 from oxherd.backup.catalogue import Catalogue, Entry
+from oxherd.backup.pitr import Archive
 from oxherd.backup.storage import open_storage
 from oxherd.cli import app
 from oxherd.errors import ServiceRefused, UsageError
@@ -63,6 +65,20 @@ def test_a_live_database_is_swapped_only_after_its_name_was_typed(variables, oxh
     assert asyncio.run(value(before, "select count(*) from mine")) == 2
     assert asyncio.run(value(url, "select count(*) from oxherd.operations where kind = 'restore'")) == 1
     asyncio.run(execute(url.removesuffix(name) + "postgres", f'drop database "{outcome["kept"]}"'))
+
+
+def test_a_live_journal_that_can_not_be_read_is_no_reason_not_to_restore(variables, oxherd_database_url):
+    url = oxherd_database_url
+    given, name = variables | {"DATABASE_URL": url}, url.rpartition("/")[2]
+    assert oxherd(given, "create").exit_code == 0
+    asyncio.run(execute(url, "drop table oxherd.steps cascade"))
+    done = oxherd(given, "restore", "latest", "--confirm", name)
+    assert done.exit_code == 0, done.output
+    assert "which jobs went on after the backup is not known" in done.stderr
+    assert 'relation "oxherd.steps" does not exist' in done.stderr
+    assert asyncio.run(value(url, "select count(*) from oxherd.steps")) == 0
+    (kept,) = re.findall(rf"{name}_before_\d+", done.stderr)
+    asyncio.run(execute(url.removesuffix(name) + "postgres", f'drop database "{kept}"'))
 
 
 def test_a_missing_database_is_made_and_a_url_on_the_command_line_is_refused(variables, shop, postgres):
@@ -199,7 +215,7 @@ def entry(days, *, verified=None, now=1_800_000_000_000):
 
 def test_seven_days_five_weeks_and_twelve_months_are_kept_and_the_last_verified_one():
     entries = [entry(day, verified=True if day == 399 else None) for day in range(400)]
-    made = retention.plan(Catalogue(tuple(entries), ("stray/x",)))
+    made = retention.plan(Catalogue(tuple(entries), ("stray/x",)), Archive(), now=0)
     kept = {each.name: why for each, why in made.keep}
     assert sum("daily" in why for why in kept.values()) == 7
     assert sum("weekly" in why for why in kept.values()) == 5
@@ -223,6 +239,6 @@ async def test_a_delete_that_a_lock_refuses_is_said_and_the_rest_goes_on(configu
     monkeypatch.setattr(storage, "delete", refuse)
     found = await runs.due(settings, storage)
     entries = [*found.drop, *(each for each, _ in found.keep)]
-    told = await runs.clear(storage, retention.Plan((), tuple(entries), ()))
-    assert told == [f"{made[0].name}: an object lock is on it"]
+    told = await runs.clear(storage, retention.Plan(drop=tuple(entries)))
+    assert told == {made[0].name: "an object lock is on it"}
     assert {each.name.partition("/")[0] for each in storage.objects()} == {made[0].name}

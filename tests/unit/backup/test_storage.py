@@ -12,11 +12,11 @@ import obstore
 import pytest
 from backup_helpers import execute, reachable, until, value
 
-from oxherd.backup import catalogue, restore, runs, sealing, tools
+from oxherd.backup import catalogue, restore, runs, sealing, spool, tools
 from oxherd.backup.storage import open_storage
 from oxherd.embedded.engine import free_port
-from oxherd.errors import ServiceRefused, ServiceUnreachable, UsageError
-from oxherd.settings import load
+from oxherd.errors import JobStateError, ServiceRefused, ServiceUnreachable, UsageError
+from oxherd.settings import child_environ, load
 
 KEY, SECRET = "test-key-id", "test-secret-of-nobody"
 SERVERS = {
@@ -86,6 +86,91 @@ async def test_a_backup_in_a_bucket_is_proven(s3, configured, shop, monkeypatch)
     for name in entry.objects:
         storage.delete(name)
     assert catalogue.read(storage, runs.ring_of(settings), now=time.time()).entries == ()
+
+
+# The command with a part for each piece that age writes, whose third upload into the bucket never ends.
+HANGS = """
+import time
+import obstore
+from oxherd.backup import sealing
+from oxherd.cli import main
+
+real, stored = obstore.put, []
+
+def put(store, name, data, **more):
+    if isinstance(store, obstore.store.S3Store):
+        stored.append(name)
+        if len(stored) > 2:
+            time.sleep(600)
+    return real(store, name, data, **more)
+
+obstore.put, sealing.PART, sealing.UNDER_WAY = put, 1, 1
+main()
+"""
+
+
+async def test_an_upload_goes_on_where_a_killed_process_left_it(s3, configured, shop, keys, tmp_path, monkeypatch):
+    """And what was killed before its dump was whole is thrown away, with a word."""
+    folder = tmp_path / "spool"
+    variables = {
+        "DATABASE_URL": shop, "BACKUP_URL": "s3://backups/resumed", "AWS_ENDPOINT_URL": s3[1], "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET, "BACKUP_RECIPIENTS": keys[0], "BACKUP_SPOOL": str(folder),
+    }  # fmt: skip
+    settings = configured(**variables)
+    storage = open_storage(settings)
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HANGS, "backup", "create", "--no-queue",
+        env=child_environ({**variables, "ENCRYPTION_KEY": settings.encryption_key.reveal()}, inherit=False),
+    )  # fmt: skip
+    await until(lambda: len(list(storage.objects())) == 2)
+    with pytest.raises(JobStateError, match="by way of"):
+        await runs.take(settings, None, with_queue=False)
+    victim.kill()
+    await victim.wait()
+    stored = {each.name for each in storage.objects()}
+    assert catalogue.read(storage, runs.ring_of(settings), now=time.time()).entries == ()
+    (folder / "2026-11-28T01-02-03Z-abcd").mkdir()
+    (folder / "2026-11-28T01-02-03Z-abcd" / "database.zst.00000.age").write_bytes(b"half")
+
+    sent, told, real = [], [], obstore.put
+    monkeypatch.setattr(
+        obstore, "put", lambda store, name, *given, **more: sent.append(name) or real(store, name, *given, **more)
+    )
+    made = await runs.take(settings, None, with_queue=False, resume=True, note=told.append)
+    assert told == [
+        "2026-11-28T01-02-03Z-abcd is thrown away: the process that took it ended before its dump did",
+        f"{made.name} is stored, which an earlier process had taken",
+    ]
+    parts = {f"{made.name}/{part.name}" for part in made.pieces[0].parts}
+    assert stored < parts
+    assert sorted(sent) == sorted((parts - stored) | {f"{made.name}/manifest.json"})
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert (await runs.prove(settings, None)).ok
+
+
+async def test_what_waits_on_the_disk_is_stored_first_and_then_another_backup(configured, shop, tmp_path, monkeypatch):
+    """Also where the manifest was written already; what was damaged on the disk keeps nobody from the next one."""
+    settings = configured(DATABASE_URL=shop, BACKUP_SPOOL=str(tmp_path / "spool"))
+    discard = spool.Spool.discard
+    monkeypatch.setattr(spool.Spool, "discard", lambda *_: None)
+    first = await runs.take(settings, None, with_queue=False)
+    monkeypatch.setattr(spool.Spool, "discard", discard)
+    told = []
+    second = await runs.take(settings, None, with_queue=False, note=told.append)
+    assert told == [f"{first.name} is stored, which an earlier process had taken"]
+    found = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time()).entries
+    assert {entry.name for entry in found} == {second.name, first.name}
+
+    target = open_storage(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "put", lambda *_: (_ for _ in ()).throw(ServiceUnreachable("away")))
+        with pytest.raises(ServiceUnreachable):
+            await runs.take(settings, None, with_queue=False, storage=target)
+    (left,) = (tmp_path / "spool").glob("*-*")
+    next(left.glob("*.age")).write_bytes(b"damaged")
+    third = await runs.take(settings, None, with_queue=False, resume=True, note=told.append)
+    assert third.name not in {first.name, second.name, left.name}
+    assert told[1].startswith(f"{left.name} is thrown away: ")
 
 
 def test_a_manifest_is_never_written_over(s3, configured):

@@ -13,7 +13,6 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from bench.audit.planted import Repository, openrouter, plant
 from typer.testing import CliRunner
 
@@ -24,7 +23,6 @@ from oxherd.ops.audit_known import Accepted, Known, Marker
 from oxherd.ops.audit_rules import KINDS, RULES, masked
 from oxherd.ops.audit_secrets import AuditFailed, audit
 from oxherd.ops.audit_sources import Place, Scope
-from oxherd.ops.audit_verify import verified
 from oxherd.ops.audit_views import views
 from oxherd.settings import Secret, load
 
@@ -385,50 +383,6 @@ def test_every_rule_of_ours_says_whose_secret_it_finds():
 
     ids = re.findall(r"^    id: (\S+)", RULES.read_text(), re.MULTILINE)
     assert set(ids) <= set(KINDS)
-
-
-@pytest.fixture
-async def services():
-    """What answers `--verify`: OpenRouter's `/key` and Sentry's root take what is in `live`; asked keeps the rest."""
-    live, asked = set(), []
-
-    async def answer(request):
-        token = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("apikey", "")
-        asked.append(request.path)
-        status = 503 if token == "busy" else 200 if token in live else 401
-        return web.json_response({}, status=status)
-
-    made = web.Application()
-    for path in ("/api/v1/key", "/api/0/", "/rest/v1/"):
-        made.router.add_get(path, answer)
-    runner = web.AppRunner(made)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield url, live, asked
-    await runner.cleanup()
-
-
-async def test_a_service_that_is_asked_tells_the_live_from_the_dead(repo, services):
-    url, live, asked = services
-    working, revoked = openrouter(), openrouter()
-    live.add(working)
-    repo.commit("a.env", f"A={working}\nB={revoked}\n")
-    report = look(repo.folder)
-    assert {each.live for each in report.findings} == {None}
-    assert asked == []
-    settings = load({"OPENROUTER_BASE_URL": f"{url}/api/v1", "SENTRY_URL": url}, needs=())
-    told = {each.value.reveal(): each.live for each in (await verified(report, settings)).findings}
-    assert told == {working: True, revoked: False}
-
-
-async def test_a_service_that_is_away_leaves_it_open(repo):
-    repo.commit("a.env", f"A={openrouter()}\n")
-    settings = load({"OPENROUTER_BASE_URL": "http://127.0.0.1:1/api/v1"}, needs=())
-    (found,) = (await verified(look(repo.folder), settings)).findings
-    assert found.live is None
-    assert "not asked, or nobody can tell" in audit_formats.text(look(repo.folder))
 
 
 def test_nothing_is_sent_anywhere_unless_it_is_asked_for(history, monkeypatch):

@@ -13,7 +13,7 @@ from fakes import railway as railways
 from fakes.railway import FakeRailway
 from fakes.rotating import Rotating, Says
 from oxherd.errors import RotationStopped, UsageError
-from oxherd.ops.rotate_leaked import due, read_report
+from oxherd.ops.rotate_leaked import Replaced, due, read_report
 from oxherd.settings import load
 
 KEY = base64.b64encode(bytes(32)).decode()
@@ -91,6 +91,20 @@ def test_what_hands_out_others_is_rotated_first_and_what_it_hands_out_with_it():
     assert by_name["DATABASE_URL"].why == "seen in notes.md:3; it is live"
     assert by_name["DATABASE_URL"].todo == "oxherd rotate DATABASE_URL"
     assert (by_name[""].can_rotate, by_name[""].todo) == (False, "make a new one")
+
+
+def test_which_secrets_of_a_report_are_replaced_already_is_known_until_all_are(tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+    with pytest.raises(RotationStopped, match="is under way"):
+        Replaced(tmp_path, report, resume=True)
+    begun = Replaced(tmp_path, report, resume=False)
+    begun.add("REDIS_URL")
+    assert Replaced(tmp_path, report, resume=True).names == ["REDIS_URL"]
+    assert Replaced(tmp_path, report, resume=False).names == []
+    begun.remove()
+    with pytest.raises(RotationStopped, match="is under way"):
+        Replaced(tmp_path, report, resume=True)
 
 
 def test_a_report_is_read_and_what_is_none_is_refused(tmp_path):
