@@ -413,7 +413,7 @@ async def _rights(link: Any) -> list[Fault]:
     return [
         Fault("privilege", "REDIS_URL", Level.WARNING,
               f"its user {user.decode(errors='replace')} may {', '.join(allowed)}",
-              "give Oxherd an ACL user: +@all -@dangerous +info +client, and the queue's keys; docs/audit.md has it")
+              "give Oxherd an ACL user, `+@all -@dangerous +info +client`, for the queue's keys; docs/audit.md has it")
     ]  # fmt: skip
 
 
