@@ -1,8 +1,9 @@
 """A Railway made from its published schema: what the schema refuses, it refuses.
 
-One project, `herd`, with the environment `production` and the service `worker`. Deployments play on a clock that only
-`sleep` moves; give that to the client, and minutes pass at once. Where it is told how to `start` something, that runs
-as the deployment, with the service's variables.
+One project, `herd`, with the environments `production` and `staging` and the service `worker`. `production` can be
+changed, the others are only read. Deployments play on a clock that only `sleep` moves; give that to the client, and
+minutes pass at once. Where it is told how to `start` something, that runs as the deployment, with the service's
+variables.
 """
 
 # ruff: noqa: A002, N802, N803  methods and their parameters have the names of the schema's fields and arguments
@@ -146,6 +147,20 @@ class Played:
         return [beat.status for beat in self.happened(now) if beat.status][-1]
 
 
+@dataclass
+class Elsewhere:
+    """An environment that is only looked at: whether accounts may see it, and whether `worker` is there."""
+
+    name: str
+    variables: dict[str, str] = field(default_factory=dict)
+    sealed: set[str] = field(default_factory=set)
+    written: dict[str, float] = field(default_factory=dict)
+    deployed: list[Played] = field(default_factory=list)
+    is_open: bool = True
+    has_service: bool = True
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
 class FakeRailway:
     """The service on its clock.
 
@@ -154,6 +169,7 @@ class FakeRailway:
         now: its clock, in wall seconds.
         tick: how far every request moves the clock; for clients in other processes.
         variables: the service's, by name; `sealed` are the names of those that are never returned.
+        others: the environments beside `production`.
         plays: what the next deployments do; a success when there are no more.
         start: runs something as the deployment instead of a play.
         healthcheck: whether the service has one; without, it is believed to be up as soon as it has been started.
@@ -168,7 +184,7 @@ class FakeRailway:
         self.now = time.time()
         self.tick = 0.0
         self.project_id, self.environment_id, self.service_id = (str(uuid.uuid4()) for _ in range(3))
-        self.other_environment_id = str(uuid.uuid4())
+        self.others = [Elsewhere("staging")]
         self.services = {self.service_id: "worker"}
         self.variables = dict(variables)
         self.sealed: set[str] = set()
@@ -483,6 +499,17 @@ class Answers:
         if environment_id != self.fake.environment_id:
             raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
 
+    def _read(self, environment_id: str) -> FakeRailway | Elsewhere:
+        """The environment that is asked about, if the token may see it."""
+        if environment_id == self.fake.environment_id:
+            return self.fake
+        found = next(
+            (each for each in self.fake.others if each.id == environment_id and each.is_open and each.has_service), None
+        )
+        if found is None or self.by_project:
+            raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
+        return found
+
     def projectToken(self, _: Any) -> dict[str, Any]:
         if not self.by_project:
             raise _refusal("Project Token not found")
@@ -511,45 +538,47 @@ class Answers:
         if id != self.fake.project_id:
             raise _refusal("Not Authorized" if self.by_project else "Problem processing request")
         environments = [
-            {"id": self.fake.environment_id, "name": "production", "isEphemeral": False, "deletedAt": None},
-            {"id": self.fake.other_environment_id, "name": "staging", "isEphemeral": False, "deletedAt": None},
-            {"id": str(uuid.uuid4()), "name": "gone", "isEphemeral": True, "deletedAt": _at(0)},
-        ]
+            {"id": self.fake.environment_id, "name": "production", "isEphemeral": False, "deletedAt": None,
+             "canAccess": True},
+            *({"id": each.id, "name": each.name, "isEphemeral": False, "deletedAt": None,
+               "canAccess": each.is_open and not self.by_project} for each in self.fake.others),
+            {"id": str(uuid.uuid4()), "name": "gone", "isEphemeral": True, "deletedAt": _at(0), "canAccess": True},
+        ]  # fmt: skip
         services = [{"id": key, "name": name, "deletedAt": None} for key, name in self.fake.services.items()]
         return {
             "id": id, "name": "herd", "environments": _connection(environments), "services": _connection(services),
         }  # fmt: skip
 
     def environment(self, _: Any, id: str, projectId: str | None = None) -> dict[str, Any]:
-        self._only_here(id)
+        there = self._read(id)
         rows = [
             {
-                "name": name, "serviceId": self.fake.service_id, "isSealed": name in self.fake.sealed,
-                "updatedAt": _at(self.fake.written.get(name, 0)),
+                "name": name, "serviceId": self.fake.service_id, "isSealed": name in there.sealed,
+                "updatedAt": _at(there.written.get(name, 0)),
             }
-            for name in self.fake.variables
+            for name in there.variables
         ]  # fmt: skip
         return {"variables": lambda _, **page: _page(rows, page)}
 
     def serviceInstance(self, _: Any, environmentId: str, serviceId: str) -> dict[str, Any]:
-        self._only_here(environmentId)
-        live = [each for each in self.fake.deployed if each.status(self.fake.now) == "SUCCESS"]
+        there = self._read(environmentId)
+        live = [each for each in there.deployed if each.status(self.fake.now) == "SUCCESS"]
         return {
             "startCommand": None, "preDeployCommand": None,
             "healthcheckPath": "/health" if self.fake.healthcheck else None,
             "healthcheckTimeout": self.fake.healthcheck_timeout, "drainingSeconds": 60, "overlapSeconds": 0,
             "restartPolicyType": "ON_FAILURE", "restartPolicyMaxRetries": self.fake.restart_retries, "numReplicas": 1,
             "cronSchedule": None, "sleepApplication": False, "ipv6EgressEnabled": None,
-            "latestDeployment": self.fake.shown(self.fake.deployed[-1]) if self.fake.deployed else None,
+            "latestDeployment": self.fake.shown(there.deployed[-1]) if there.deployed else None,
             "activeDeployments": [self.fake.shown(each) for each in live],
         }  # fmt: skip
 
     def variables(
         self, _: Any, projectId: str, environmentId: str, serviceId: str | None = None, unrendered: bool = False
     ) -> dict[str, str]:
-        self._only_here(environmentId)
-        open_ones = {name: value for name, value in self.fake.variables.items() if name not in self.fake.sealed}
-        return open_ones | self.fake.own_variables
+        there = self._read(environmentId)
+        open_ones = {name: value for name, value in there.variables.items() if name not in there.sealed}
+        return open_ones | self.fake.own_variables | {"RAILWAY_ENVIRONMENT_ID": environmentId}
 
     def variableCollectionUpsert(self, _: Any, input: Mapping[str, Any]) -> bool:
         self._only_here(input["environmentId"])

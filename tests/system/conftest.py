@@ -18,6 +18,19 @@ from process import Start, WorkerProcess
 from stage import Stage
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; skips without one."""
+    from dashboard_place import FLAGS, chromium
+    from playwright.sync_api import sync_playwright
+
+    found = chromium()
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield one
+        one.close()
+
+
 @pytest.fixture
 def own_valkey() -> Iterator[Valkey]:
     """A Valkey for this test to mistreat; what it acknowledged survives `kill`."""

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from playwright.sync_api import Page
 from stage import eventually
 
 from oxherd import settings
@@ -58,6 +59,18 @@ def axe() -> str:
     if not AXE.exists():
         _without("no axe-core: make node")
     return AXE.read_text()
+
+
+def violations(page: Page, **rules: Any) -> list[Any]:
+    """What axe-core has against a page, where it is serious: rules, and where they are broken."""
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(f"() => {{ {axe()} }}")
+    return page.evaluate(_VIOLATIONS, {**rules, "resultTypes": ["violations"]})
+
+
+_VIOLATIONS = """(options) => axe.run(options).then((found) => found.violations
+  .filter((each) => ["serious", "critical"].includes(each.impact))
+  .map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html + " " + node.failureSummary)]))"""
 
 
 def _without(why: str) -> None:

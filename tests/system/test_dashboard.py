@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from dashboard_place import FLAGS, PASSWORD, Place, axe, chromium
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from dashboard_place import PASSWORD, Place, axe, chromium, violations
+from playwright.sync_api import Browser, Page, expect
 
 from oxherd.clock import wall_ms
 from oxherd.embedded.valkey import Valkey
@@ -24,21 +24,9 @@ PAGES = {
     "schedules": "/schedules", "approvals": "/approvals", "operations": "/operations", "settings": "/settings",
 }  # fmt: skip
 SHOTS = Path(__file__).parents[2] / "docs/img"
-VIOLATIONS = """(options) => axe.run(options).then((found) => found.violations
-  .filter((each) => ["serious", "critical"].includes(each.impact))
-  .map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html + " " + node.failureSummary)]))"""
 expect.set_options(timeout=10_000)
 WANTED = os.environ.get("OXHERD_SCREENSHOTS") == "true"  # the pictures of docs/dashboard.md are made anew
 SHOWN = {"overview-light", "overview-dark", "run-light", "dead-dark"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = chromium()
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield one
-        one.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +98,15 @@ def paths(place: Place) -> dict[str, str]:
 
 
 def test_every_page_opens_without_complaint_and_passes_axe_in_light_and_dark(visit, place: Place):
-    source, seen = axe(), visit()
+    axe()
+    seen = visit()
     for name, path in paths(place).items():
         page = seen.go(path)
         expect(page.locator("h1")).to_be_visible()
         expect(page.locator("#pulse")).to_have_attribute("data-state", "live")
-        page.evaluate(f"() => {{ {source} }}")
         for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
             page.emulate_media(color_scheme=scheme)
-            assert page.evaluate(VIOLATIONS, {**rules, "resultTypes": ["violations"]}) == [], (name, scheme)
+            assert violations(page, **rules) == [], (name, scheme)
             if WANTED and f"{name}-{scheme}" in SHOWN:
                 page.screenshot(path=SHOTS / f"dashboard-{name}-{scheme}.png")
         page.emulate_media(color_scheme="light")

@@ -14,7 +14,7 @@ from aiohttp import web
 from deployed import DeployedWorker
 
 from fakes.railway import ABSENT, CONTRACT, FakeRailway
-from oxherd.cloud.railway import Railway
+from oxherd.cloud.railway import Place, Railway
 from oxherd.ops.env import new_key
 from oxherd.ops.lock import held
 from oxherd.settings import Secret, load
@@ -85,6 +85,15 @@ async def test_variables_are_pushed_in_one_write_deployed_once_and_the_worker_is
     assert {name: states[name] for name in ("API_TOKEN", "SEALED", "REDIS_URL")} == {
         "API_TOKEN": "same", "SEALED": "unknown", "REDIS_URL": "only there",
     }  # fmt: skip
+
+
+async def test_what_another_operator_changes_is_not_changed_through_the_dashboard(tmp_path, redis_url):
+    (tmp_path / "new.env").write_text("JOB_CONCURRENCY=2\n")
+    ids = ("project", "environment", "service")
+    here = {"REDIS_URL": redis_url, **{f"RAILWAY_{each.upper()}_ID": each for each in ids}}
+    async with held(load(here, needs=()), Place(*ids, *ids), "deploy guard", "watching", print):
+        code, _, err = await oxherd("push", "--from-file", "new.env", "--via", "browser", folder=tmp_path, **here)
+    assert (code, "project/environment/service is being changed: `oxherd deploy guard`" in err) == (1, True), err
 
 
 @needs_contract

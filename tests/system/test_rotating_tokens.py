@@ -45,6 +45,9 @@ class Restarted:
     async def current(self, name: str) -> Secret | None:
         return Secret(self.values[name])
 
+    def doubt(self, memo) -> None:
+        memo.clear()
+
     async def give(self, values, memo, keep) -> None:
         if self.follows:
             self.values |= {name: value.reveal() for name, value in values.items()}
@@ -61,8 +64,9 @@ async def web(redis_url, queue_name):
 
 
 async def test_a_new_token_is_taken_and_the_old_one_is_dead(web, tmp_path, redis_url, queue_name):
+    progress = Progress.begin("API_TOKEN")
+
     async def rotator() -> Rotator:
-        progress = Progress.begin("API_TOKEN")
         file = StateFile(tmp_path, "API_TOKEN", Locks((KEY,)))
         settings = load({"REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name})
         scene = Scene(progress, lambda: file.save(progress), web, None, settings, lambda _: None,

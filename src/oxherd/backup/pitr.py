@@ -34,6 +34,9 @@ BASES, WAL = f"{PREFIX}base", f"{PREFIX}wal"
 LABEL = b"oxherd base backup 1"
 FILES = "backup_manifest"  # PostgreSQL's list of files and their checksums: what an incremental one is taken after
 START = "backup_label"  # where it says at which WAL file it begins
+VERIFY, COMBINE = "pg_verifybackup", "pg_combinebackup"
+# From this version on both read pg_control, which only the same major version's program can. Seen with Postgres 17.10.
+EXACT = 17
 BASE = ("--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast", "--no-password")
 _SEGMENT = re.compile(r"[0-9A-F]{24}(\.[0-9A-F]{8}\.backup)?|[0-9A-F]{8}\.history")
 _START = re.compile(rb"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
@@ -119,11 +122,20 @@ class Archive:
 
 @dataclass(frozen=True, slots=True)
 class Rewound:
-    """A data folder that is ready: from which base, with how many WAL files, to which moment."""
+    """A data folder that is ready.
+
+    Attributes:
+        base: from which base backup.
+        segments: with how many WAL files.
+        to: the moment.
+        compared: whether PostgreSQL compared each file with its own list; that program may be missing here. What was
+            stored was whole in any case, or there were no folder.
+    """
 
     base: str
     segments: int
     to: str
+    compared: bool
 
 
 async def take_base(
@@ -301,13 +313,13 @@ def rewind(
     Raises:
         BackupNotFound: no base backup had ended by then.
         BackupDamaged, BackupFailed: none is whole; throw the folder away.
-        UsageError: the folder is not empty.
+        UsageError: the folder is not empty, or the programs for an incremental one are not here.
     """
     need_empty(folder)
     chain = archive.before(to)
     base = chain[-1]
     _put_together(storage, chain, identities, folder, told)
-    _check(base, folder)
+    compared = _check(base, folder)
     wal = folder / "oxherd_wal"
     wal.mkdir(mode=0o700)
     segments = _fetch_wal(archive, storage, identities, base.wal, wal)
@@ -317,7 +329,7 @@ def rewind(
         file.write(f"\n# oxherd backup rewind\nrestore_command = {copy}\nrecovery_target_time = '{moment}'\n")
         file.write("recovery_target_action = 'promote'\narchive_mode = 'off'\n")
     (folder / "recovery.signal").touch(mode=0o600)
-    return Rewound(base.name, segments, moment)
+    return Rewound(base.name, segments, moment, compared)
 
 
 def need_empty(folder: Path) -> None:
@@ -328,9 +340,15 @@ def need_empty(folder: Path) -> None:
 
 def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[Any], folder: Path, told: Told) -> None:
     """Unpack a base backup; an incremental one with all before it, which PostgreSQL then combines."""
+    client = _client(chain[-1], COMBINE)
+    if len(chain) > 1 and client is None:
+        raise UsageError(
+            f"{chain[-1].name} is incremental, and no {COMBINE} of Postgres {chain[-1].server} is here",
+            hint=f"do it where that Postgres is installed, such as postgresql-{chain[-1].server} of Debian or PGDG",
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    if len(chain) == 1:
+    if client is None or len(chain) == 1:
         _unpack(storage, chain[0], identities, folder, told)
         return
     with tempfile.TemporaryDirectory(prefix=".oxherd-", dir=folder.parent) as work:
@@ -338,7 +356,7 @@ def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[
         for each, part in zip(chain, parts, strict=True):
             part.mkdir(mode=0o700)
             _unpack(storage, each, identities, part, told)
-        _tool(chain[-1], "pg_combinebackup", *map(str, parts), f"--output={folder}", "--copy")
+        _run(client, COMBINE, *map(str, parts), f"--output={folder}", "--copy")
 
 
 def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Path, told: Told) -> None:
@@ -369,13 +387,24 @@ def _unpack(storage: Storage, base: Base, identities: Sequence[Any], folder: Pat
         raise failures[0]
 
 
-def _check(base: Base, folder: Path) -> None:
-    """Have PostgreSQL compare every file with the base backup's own manifest."""
-    _tool(base, "pg_verifybackup", "--no-parse-wal", str(folder))
+def _check(base: Base, folder: Path) -> bool:
+    """Have PostgreSQL compare every file with the base backup's own manifest; False where that program is not here."""
+    client = _client(base, VERIFY)
+    if client is not None:
+        _run(client, VERIFY, "--no-parse-wal", str(folder))
+    return client is not None
 
 
-def _tool(base: Base, program: str, *words: str) -> None:
-    client = tools.fitting(base.server, tls=False)
+def _client(base: Base, program: str) -> tools.Client | None:
+    """The newest client with a program that understands that base backup's files."""
+    for client in tools.found_clients():
+        fits = client.version[0] == base.server if base.server >= EXACT else client.version[0] >= base.server
+        if fits and Path(client.program(program)).is_file():
+            return client
+    return None
+
+
+def _run(client: tools.Client, program: str, *words: str) -> None:
     command = [client.program(program), *words]
     done = subprocess.run(command, env=client.variables(), capture_output=True, text=True, check=False)
     if done.returncode:

@@ -157,7 +157,8 @@ async def _prepare(
             await connection.execute(f"create role {quoted(role)} nologin")
             filled.roles.append(role)
     schemas = {entry.name for entry in entries if entry.kind == "SCHEMA"}
-    if "public" in schemas:
+    # A dump of chosen schemas makes `public`; a dump of all only says whose it is, where that is not the usual owner.
+    if "public" in (backup.manifest.database["schemas"] or ()):
         await connection.execute("drop schema if exists public")
     available = {row[0] for row in await connection.fetch("select name from pg_catalog.pg_available_extensions")}
     for extension, schema in backup.facts["extensions"].items():

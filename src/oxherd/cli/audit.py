@@ -10,7 +10,7 @@ from oxherd.cli.printing import Json, note, print_json, print_table
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
-    from oxherd.ops.audit_env import Inventory
+    from oxherd.ops.audit_env import Environment, Inventory
     from oxherd.ops.audit_report import Evidence
     from oxherd.ops.audit_secrets import Report
     from oxherd.settings import Settings
@@ -169,14 +169,19 @@ Files = Annotated[
     list[Path] | None,
     typer.Option("--file", metavar="FILE", help="A .env file of another environment to compare; several are fine."),
 ]
+OnRailway = Annotated[
+    bool, typer.Option("--railway", help="Also each environment of the service on Railway that the token may see.")
+]
 
 
 @app.command(
-    epilog="\b\nExamples:\n  oxherd audit env\n  oxherd audit env --file .env.staging --file .env.production\n"
+    epilog="\b\nExamples:\n  oxherd audit env\n  oxherd audit env --railway   # production, staging and all others\n"
+    "  oxherd audit env --file .env.staging --file .env.production\n"
     "  oxherd audit env --inventory > SECRETS.md"
 )
 def env(
     file: Files = None,
+    railway: OnRailway = False,
     offline: Annotated[bool, typer.Option("--offline", help="Ask neither Postgres nor Redis.")] = False,
     list_all: Annotated[
         bool, typer.Option("--inventory", help="Print a SECRETS.md: every secret, without values.")
@@ -193,8 +198,8 @@ def env(
     from oxherd.app import run_loop
     from oxherd.ops.audit_env import secrets_page
 
-    settings = variables.load(needs=())
-    found, away, _ = run_loop(_inventory(settings, file or [], offline=offline))
+    settings = variables.load(needs=("RAILWAY",) if railway else ())
+    found, away, _ = run_loop(_inventory(settings, file or [], railway=railway, offline=offline))
     for words in away:
         note(words)
     if list_all:
@@ -211,14 +216,13 @@ def env(
 
 
 def _print_inventory(found: Inventory) -> None:
+    from oxherd.ops.audit_env import where_of
+
     rows = [row for row in found.rows if row.where]
     ages = ["not known" if row.rotated_days is None else f"{row.rotated_days} d" for row in rows]
     print_table(
         ("secret", "replaced", "shared", "where"),
-        [
-            (row.variable, age, "yes" if row.shared else "", ", ".join(row.where))
-            for row, age in zip(rows, ages, strict=True)
-        ],
+        [(row.variable, age, "yes" if row.shared else "", where_of(row)) for row, age in zip(rows, ages, strict=True)],
     )
     if found.faults:
         print()
@@ -229,26 +233,45 @@ def _print_inventory(found: Inventory) -> None:
 
 
 async def _inventory(
-    settings: Settings, files: list[Path], *, offline: bool
+    settings: Settings, files: list[Path], *, railway: bool, offline: bool
 ) -> tuple[Inventory, list[str], Kept | None]:
     """The inventory, what could not be asked and why, and what the store keeps."""
-    from oxherd import settings as variables
     from oxherd.clock import wall_ms
     from oxherd.ops import audit_env
+
+    places, away = await _places(settings, files, railway=railway)
+    asked: dict[str, list[audit_env.Fault]] = {}
+    if not offline:
+        asked, unasked = await audit_env.ask(settings)
+        away += unasked
+    kept = None if offline else await _kept(settings, away)
+    rotations = None if kept is None else kept[0]["rotation"]
+    made = audit_env.inventory(places, settings, rotations=rotations, now_ms=wall_ms(), asked=asked)
+    return made, away, kept
+
+
+async def _places(settings: Settings, files: list[Path], *, railway: bool) -> tuple[dict[str, Environment], list[str]]:
+    """The places to compare, and which could not be asked and why."""
+    from oxherd import settings as variables
+    from oxherd.ops import audit_env, audit_railway
     from oxherd.ops.env import parse
 
     missing = next((path for path in files if not path.is_file()), None)
     if missing is not None:
         raise UsageError(f"--file {missing} is no file")
+    here = {name: variables.Secret(value) for name, value in variables.set_here().items()}
     places = {
-        audit_env.HERE: {name: variables.Secret(value) for name, value in variables.set_here().items()},
-        **{str(path): parse(path.read_text("utf-8", "replace"), str(path))[0] for path in files},
+        audit_env.HERE: audit_env.Environment(here),
+        **{str(path): audit_env.Environment(parse(path.read_text("utf-8", "replace"), str(path))[0]) for path in files},
     }
-    asked, away = ({}, []) if offline else await audit_env.ask(settings)
-    kept = None if offline else await _kept(settings, away)
-    rotations = None if kept is None else kept[0]["rotation"]
-    made = audit_env.inventory(places, settings, rotations=rotations, now_ms=wall_ms(), asked=asked)
-    return made, away, kept
+    if not railway:
+        return places, []
+    found, away = await audit_railway.environments(settings)
+    if settings.railway_api_token is None:
+        note("RAILWAY_TOKEN sees its own environment only; RAILWAY_API_TOKEN, in its place, compares them all")
+    if settings.railway_environment_name and f"Railway {settings.railway_environment_name}" in found:
+        del places[audit_env.HERE]  # Railway, or `railway run`, has set this environment up: it is one of those
+    return places | found, away
 
 
 async def _kept(settings: Settings, away: list[str]) -> Kept | None:
@@ -277,6 +300,7 @@ async def _kept(settings: Settings, away: list[str]) -> Kept | None:
 def report(
     path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The repository to look through.")] = Path(),
     file: Files = None,
+    railway: OnRailway = False,
     offline: Annotated[bool, typer.Option("--offline", help="Ask neither Postgres nor Redis.")] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it there: Markdown, or HTML where it ends with .html.")
@@ -288,8 +312,8 @@ def report(
     from oxherd.app import run_loop
     from oxherd.ops import audit_report
 
-    root, settings = _folder(path), variables.load(needs=())
-    evidence = run_loop(_evidence(root, settings, file or [], offline=offline))
+    root, settings = _folder(path), variables.load(needs=("RAILWAY",) if railway else ())
+    evidence = run_loop(_evidence(root, settings, file or [], railway=railway, offline=offline))
     table = audit_report.controls(evidence)
     if as_json:
         print_json(audit_report.data(table, evidence))
@@ -303,10 +327,10 @@ def report(
         raise typer.Exit(1)
 
 
-async def _evidence(root: Path, settings: Settings, files: list[Path], *, offline: bool) -> Evidence:
+async def _evidence(root: Path, settings: Settings, files: list[Path], *, railway: bool, offline: bool) -> Evidence:
     from oxherd.ops.audit_report import Evidence, locks_of
 
-    found, away, kept = await _inventory(settings, files, offline=offline)
+    found, away, kept = await _inventory(settings, files, railway=railway, offline=offline)
     for words in away:
         note(words)
     looked, unable = None, ""

@@ -434,6 +434,8 @@ def rewind(
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
         for fault in made["damaged"]:
             note(f"not used: {fault}")
+        if not made.get("compared", True):
+            note("its files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
@@ -464,6 +466,8 @@ def _print_outcome(outcome: Any) -> None:
         note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
     if outcome.left_out:
         note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    if outcome.unread:
+        note(f"which jobs went on after the backup is not known, the live journal could not be read: {outcome.unread}")
     if outcome.finished:
         note(f"{len(outcome.finished)} jobs ended after the backup, and are not run again:")
         print_table(("job", "name", "status", "ended"), [

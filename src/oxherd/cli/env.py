@@ -403,7 +403,9 @@ async def _by_browser(
     wanted: Mapping[str, Secret], recipe: Path | None, login: str, service: str, environment: str, agreed: Any
 ) -> Push:
     from oxherd.cli.deploy import duration_of
+    from oxherd.cloud.railway import Place
     from oxherd.ops.env_browser import Recipe, push
+    from oxherd.ops.lock import held
 
     known = _own()
     ids = {
@@ -421,7 +423,9 @@ async def _by_browser(
         done = bool(agreed(made))
         return done
 
-    made = await push(wanted, read, ids, agreed=asked, told=note, patience=duration_of("--login", login))
+    place = Place(*ids.values(), *ids.values())
+    async with held(known, place, "env push", f"writing {', '.join(sorted(wanted))}", note):
+        made = await push(wanted, read, ids, agreed=asked, told=note, patience=duration_of("--login", login))
     if done:
         await _record(known, ids["service"] or read.url, made)
     return made

@@ -146,6 +146,24 @@ class ServiceInstance:
     active: tuple[Deployment, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Topology:
+    """A project: what there is, by id. `own` is the environment of a project token."""
+
+    project_id: str
+    project: str
+    environments: Mapping[str, str]
+    services: Mapping[str, str]
+    own: str | None
+
+    def place(self, environment_id: str, service: str) -> Place:
+        service_id = _pick("service", service, self.services)
+        return Place(
+            self.project_id, environment_id, service_id, self.project, self.environments[environment_id],
+            self.services[service_id],
+        )  # fmt: skip
+
+
 class Railway:
     """The API, as an async context manager.
 
@@ -199,26 +217,35 @@ class Railway:
             NotFound: nothing is called that, or several could be meant; the message lists them.
             UsageError: the project token belongs elsewhere, or no project was named.
         """
+        found = await self._topology(project)
+        if found.own is not None:
+            _same("environment", environment, (found.own, found.environments.get(found.own, found.own)))
+            environment = found.own
+        return found.place(_pick("environment", environment, found.environments), service)
+
+    async def places(self, *, project: str = "", service: str = "") -> list[Place]:
+        """A service in each environment that the token may see: of a project token, only in its own.
+
+        Raises:
+            NotFound, UsageError: see `place`.
+        """
+        found = await self._topology(project)
+        seen = found.environments if found.own is None else [found.own]
+        return [found.place(each, service) for each in seen]
+
+    async def _topology(self, project: str) -> _Topology:
+        own = None
         if self._by_project:
             scope = (await self._wire.ask("ProjectToken"))["projectToken"]
-            project_id = scope["projectId"]
+            project_id, own = scope["projectId"], scope["environmentId"]
         else:
-            scope = None
             project_id = await self._project_id(project)
         found = (await self._wire.ask("Topology", id=project_id))["project"]
-        environments = _named([each for each in _nodes(found["environments"]) if not each.get("deletedAt")])
-        services = _named([each for each in _nodes(found["services"]) if not each.get("deletedAt")])
-        if scope is not None:
+        environments = [each for each in _nodes(found["environments"]) if not each["deletedAt"] and each["canAccess"]]
+        services = [each for each in _nodes(found["services"]) if not each["deletedAt"]]
+        if own is not None:
             _same("project", project, (project_id, found["name"]))
-            own = scope["environmentId"]
-            _same("environment", environment, (own, environments.get(own, own)))
-            environment = own
-        environment_id = _pick("environment", environment, environments)
-        service_id = _pick("service", service, services)
-        return Place(
-            project_id, environment_id, service_id, found["name"],
-            environments[environment_id], services[service_id],
-        )  # fmt: skip
+        return _Topology(project_id, found["name"], _named(environments), _named(services), own)
 
     async def good_for(self) -> str | None:
         """What the token may do, in words; None where Railway does not know it."""

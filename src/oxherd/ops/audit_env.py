@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,11 +13,17 @@ from oxherd.errors import OxherdError, RedisRefused
 from oxherd.ops.audit_rules import Level, jwt_claims
 from oxherd.ops.env import Fingerprints
 from oxherd.ops.rotate_known import how_to_replace
-from oxherd.settings import TABLE, RedisTarget, Secret, Settings
+from oxherd.settings import TABLE, RedisTarget, Secret, Settings, load
 
 OLD_DAYS = 180  # after which a secret should have been replaced
 HERE = "this environment"
 _DAY_MS = 86_400_000
+_OPERATORS = (  # what an operator needs, to replace other secrets
+    "RAILWAY_API_TOKEN", "SUPABASE_ACCESS_TOKEN", "UPSTASH_API_KEY", "OPENROUTER_MANAGEMENT_KEY", "DATABASE_ADMIN_URL",
+    "REDIS_ADMIN_URL",
+)  # fmt: skip
+_SECRET_NAME = re.compile(r"(?i)(?:key|token|secret|password|passwd|pass|dsn|credentials?|webhook_url)$")
+_LOGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s:@/]*:[^\s@/]+@")
 _DANGEROUS = ("FLUSHALL", "CONFIG GET *", "DEBUG SLEEP 0", "SHUTDOWN", "KEYS *")
 
 
@@ -40,6 +47,27 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Environment:
+    """The variables of one place.
+
+    Attributes:
+        values: by name.
+        sealed: the names of those whose values are never told.
+        written: when each was last written, wall ms, where that is known.
+        deployed_at: when what runs there was deployed, wall ms; None where nothing runs, or nobody knows.
+    """
+
+    values: Mapping[str, Secret]
+    sealed: frozenset[str] = frozenset()
+    written: Mapping[str, int] = field(default_factory=dict)
+    deployed_at: int | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether the variable is there and not empty."""
+        return name in self.sealed or bool(self.values.get(name, Secret("")).reveal().strip())
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A secret variable without its value.
 
@@ -49,6 +77,7 @@ class Row:
         needed_by: who can't do without it.
         where: the places that have it.
         rotated_days: days since `oxherd rotate` replaced it; None where that is not known.
+        written_days: days since it was last written, by the places that tell.
         shared: places that have the same value.
     """
 
@@ -57,6 +86,7 @@ class Row:
     needed_by: str
     where: tuple[str, ...]
     rotated_days: int | None
+    written_days: Mapping[str, int]
     shared: tuple[str, ...]
 
 
@@ -65,7 +95,7 @@ class Inventory:
     """What the audit of the variables found.
 
     Attributes:
-        rows: the secret variables, in the order of the table.
+        rows: the secret variables, in the order of the table; then those that are not Oxherd's.
         faults: the worst first.
         asked: what was asked besides the variables: `postgres`, `redis`, `operations`.
         places: how many places were compared.
@@ -83,7 +113,7 @@ class Inventory:
 
 
 def inventory(
-    places: Mapping[str, Mapping[str, Secret]],
+    places: Mapping[str, Environment],
     settings: Settings,
     *,
     rotations: Iterable[Mapping[str, Any]] | None,
@@ -93,27 +123,40 @@ def inventory(
     """Put together what is known.
 
     Parameters:
-        places: the variables of each place by its name; `HERE` among them.
+        places: the variables of each place by its name; `HERE` among them unless it is one of the others.
         settings: those of this environment, parsed.
         rotations: operations of the kind `rotation`, the newest first; None where they can't be had.
         now_ms: wall ms.
         asked: what `ask_postgres` and `ask_redis` found, by service.
     """
     ages = _ages(rotations or (), now_ms)
-    shared = _shared(places)
     rows = tuple(
         Row(
-            each.name, each.about, each.needed_by,
-            tuple(name for name, values in places.items() if _is_set(values.get(each.name))),
-            ages.get(each.name), shared.get(each.name, ()),
+            name, about, needed_by, tuple(place for place, there in places.items() if there.has(name)), ages.get(name),
+            {place: int((now_ms - there.written[name]) // _DAY_MS)
+             for place, there in places.items() if there.has(name) and name in there.written},
+            _shared(name, places),
         )
-        for each in TABLE if each.secret
+        for name, about, needed_by in _secrets_of(places)
     )  # fmt: skip
-    present = tuple(row for row in rows if row.where)
-    faults = [*_static(settings), *_of_rows(present), *(fault for found in asked.values() for fault in found)]
+    faults = [
+        *(_static(settings) if HERE in places else []), *_of_rows([row for row in rows if row.where]),
+        *_of_places(places), *(fault for found in asked.values() for fault in found),
+    ]  # fmt: skip
     faults.sort(key=lambda each: (-each.level, each.control, each.variable))
     extra = ("operations",) if rotations is not None else ()
     return Inventory(rows, tuple(faults), (*asked, *extra), len(places))
+
+
+def _secrets_of(places: Mapping[str, Environment]) -> Iterator[tuple[str, str, str]]:
+    """Each secret's name, what it is for and who needs it: the table's, then what an app has beside them."""
+    known = {each.name for each in TABLE}
+    yield from ((each.name, each.about, each.needed_by) for each in TABLE if each.secret)
+    names = {name for there in places.values() for name in (*there.values, *there.sealed)} - known
+    for name in sorted(names):
+        values = [there.values.get(name, Secret("")).reveal() for there in places.values()]
+        if _SECRET_NAME.search(name) or any(map(_LOGIN.match, values)):
+            yield name, "not one of Oxherd's", "the app"
 
 
 def _ages(rotations: Iterable[Mapping[str, Any]], now_ms: int) -> dict[str, int]:
@@ -124,22 +167,46 @@ def _ages(rotations: Iterable[Mapping[str, Any]], now_ms: int) -> dict[str, int]
     return ages
 
 
-def _shared(places: Mapping[str, Mapping[str, Secret]]) -> dict[str, tuple[str, ...]]:
-    prints, found = Fingerprints(None), {}
-    for variable in TABLE:
-        owners: dict[str, list[str]] = {}
-        for name, values in places.items():
-            value = values.get(variable.name)
-            if variable.secret and value is not None and _is_set(value):
-                owners.setdefault(prints.of(Secret(value.reveal().strip())), []).append(name)
-        most = max(owners.values(), key=len, default=[])
-        if len(most) > 1:
-            found[variable.name] = tuple(most)
-    return found
+def _shared(name: str, places: Mapping[str, Environment]) -> tuple[str, ...]:
+    prints = Fingerprints(None)
+    owners: dict[str, list[str]] = {}
+    for place, there in places.items():
+        if there.has(name) and name not in there.sealed:
+            owners.setdefault(prints.of(Secret(there.values[name].reveal().strip())), []).append(place)
+    most = max(owners.values(), key=len, default=[])
+    return tuple(most) if len(most) > 1 else ()
 
 
-def _is_set(value: Secret | None) -> bool:
-    return value is not None and bool(value.reveal().strip())
+def _of_places(places: Mapping[str, Environment]) -> Iterator[Fault]:
+    """What the places that a worker runs in, and not this one, have that they should not."""
+    for place, there in places.items():
+        if place == HERE:
+            continue
+        for name in sorted(there.sealed):
+            yield Fault(
+                "sharing", name, Level.NOTE, f"is sealed in {place}: nobody can compare it", "nothing: it is safe"
+            )
+        for name, written in there.written.items():
+            if there.deployed_at is not None and written > there.deployed_at:
+                yield Fault("age", name, Level.WARNING, f"was written in {place} after what runs there was deployed",
+                            "`oxherd deploy redeploy`: until then the old value is in use")  # fmt: skip
+        for name in _OPERATORS:
+            if there.written and there.has(name):
+                yield Fault("privilege", name, Level.WARNING, f"is set in {place}, and no worker needs it",
+                            "keep it where `oxherd rotate` is run: it hands out or changes other secrets")  # fmt: skip
+        yield from _static_of(place, there)
+
+
+def _static_of(place: str, there: Environment) -> Iterator[Fault]:
+    try:
+        settings = load({name: value.reveal() for name, value in there.values.items()}, needs=())
+    except OxherdError:
+        yield Fault("privilege", "", Level.NOTE, f"{place} was not looked at closely: some are malformed or sealed",
+                    "`oxherd env check` says which")  # fmt: skip
+        return
+    for fault in _static(settings):
+        if fault.level > Level.NOTE:
+            yield replace(fault, message=f"{fault.message} ({place})")
 
 
 def _of_rows(rows: Iterable[Row]) -> list[Fault]:
@@ -155,6 +222,11 @@ def _of_rows(rows: Iterable[Row]) -> list[Fault]:
                 Fault("age", row.variable, Level.WARNING, f"was replaced {row.rotated_days} days ago",
                       how_to_replace(row.variable))
             )  # fmt: skip
+        faults += [
+            Fault("age", row.variable, Level.WARNING, f"was last written {days} days ago in {place}",
+                  how_to_replace(row.variable))
+            for place, days in row.written_days.items() if row.rotated_days is None and days > OLD_DAYS
+        ]  # fmt: skip
     return faults
 
 
@@ -341,7 +413,7 @@ async def _rights(link: Any) -> list[Fault]:
     return [
         Fault("privilege", "REDIS_URL", Level.WARNING,
               f"its user {user.decode(errors='replace')} may {', '.join(allowed)}",
-              "give Oxherd an ACL user: +@all -@dangerous +info +client, and the queue's keys; docs/audit.md has it")
+              "give Oxherd an ACL user, `+@all -@dangerous +info +client`, for the queue's keys; docs/audit.md has it")
     ]  # fmt: skip
 
 
@@ -366,6 +438,12 @@ def _redis(settings: Settings) -> RedisTarget | None:
     return settings.redis_url  # None where nobody needed it when the settings were read
 
 
+def where_of(row: Row) -> str:
+    """The places of a variable in words, with how long ago it was written where that is told."""
+    ages = {place: f" (written {days} d ago)" for place, days in row.written_days.items()}
+    return ", ".join(f"{place}{ages.get(place, '')}" for place in row.where)
+
+
 def secrets_page(found: Inventory) -> str:
     """`SECRETS.md`: every secret, what it is for, who needs it and where it is. No values."""
     lines = [
@@ -374,7 +452,7 @@ def secrets_page(found: Inventory) -> str:
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found.rows:
-        where = ", ".join(row.where) or "nowhere"
+        where = where_of(row) or "nowhere"
         age = "not known" if row.rotated_days is None else f"{row.rotated_days} days ago"
         lines.append(
             f"| `{row.variable}` | {row.about} | {row.needed_by} | {where} | {age if row.where else '-'} "

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oxherd import __version__
+from oxherd.ops.audit_page import chip, document, figures, words
 from oxherd.ops.audit_rules import Level
 from oxherd.ops.audit_secrets import Finding, Report, Seen
 
-SHOWN = 5  # places of one secret that a page lists
+SHOWN = 20  # places of one secret that a page lists
 _LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.NOTE: "note"}
 _ABOUT = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -56,12 +57,16 @@ def text(report: Report) -> str:
 
 def summary(report: Report) -> str:
     """One line: how many were found, in how much."""
-    texts, size = report.looked_at
     failing, rest = len(report.failing), len(report.findings) - len(report.failing)
-    found = f"{failing} secret{'' if failing == 1 else 's'} to deal with" if failing else "no secret to deal with"
+    found = f"{_number(failing)} to deal with" if failing else "no secret to deal with"
     kept = f", {rest} accepted or harmless" if rest else ""
     missed = f", {len(report.skipped)} skipped" if report.skipped else ""
-    return f"{found}{kept}; {texts:,} texts, {size / 1e6:.1f} MB looked at{missed}"
+    return f"{found}{kept}; {_extent(report)} looked at{missed}"
+
+
+def _extent(report: Report) -> str:
+    texts, size = report.looked_at
+    return f"{texts:,} texts, {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size / 1e3:.0f} kB'}"
 
 
 def _paragraph(finding: Finding, report: Report) -> str:
@@ -152,41 +157,65 @@ def _result(finding: Finding, index: int, report: Report) -> dict[str, Any]:
     return made
 
 
-STYLE = (
-    ":root{color-scheme:light dark}body{background:#fff;color:#1a1a1a;font:16px/1.5 system-ui,sans-serif;"
-    "max-width:64rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;width:100%}"
-    "th,td{text-align:left;padding:.3rem .6rem;"
-    "border-bottom:1px solid #8885;vertical-align:top;overflow-wrap:anywhere}.error,.failed{color:#b3261e;"
-    "font-weight:600}.warning{color:#8a5a00;font-weight:600}@media(prefers-color-scheme:dark)"
-    "{body{background:#161616;color:#eee}.error,.failed"
-    "{color:#ff8a80}.warning{color:#ffca80}}@media print{body{margin:0}}"
-)
-
-
 def page(report: Report) -> str:
     """The report as one HTML file that needs nothing else."""
-    title = html.escape(f"Secrets in {report.root}, {report.today}")
-    heads = "".join(f"<th>{name}</th>" for name in ("level", "secret", "where", "in HEAD", "still live", "to do"))
-    rows = "".join(_row(each, report) for each in report.findings)
+    open_ = report.failing
+    notes = [each for each in report.findings if each.level is Level.NOTE]
+    kept = [each for each in report.findings if each not in open_ and each not in notes]
+    live = sum(each.live is True for each in open_)
+    in_head = sum(each.in_head for each in open_)
+    verdict = "No secret has to be dealt with." if not open_ else f"{_number(len(open_))} to deal with."
+    heading = (
+        f'<header><div><p class="over">Secrets audit · {report.today}</p><h1>{html.escape(report.root)}</h1>'
+        f'<p>{verdict} <span class="soft">Looked at: {_extent(report)}.</span></p></div></header>'
+    )
+    numbers = figures([
+        ("to deal with", len(open_), True), ("of them live", live, True), ("in the newest commit", in_head, True),
+        ("accepted", len(kept), False), ("harmless", len(notes), False),
+    ])  # fmt: skip
+    sections = [
+        f'<h2>{title}</h2><ul class="list">{"".join(_item(each, report) for each in found)}</ul>'
+        for title, found in (("To deal with", open_), ("Accepted for a time", kept), ("Harmless where they are", notes))
+        if found
+    ]
     missed = "".join(f"<li>{html.escape(each)}</li>" for each in report.skipped)
-    skipped = f"<h2>Not read</h2><ul>{missed}</ul>" if missed else ""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1><p>{html.escape(summary(report))}.</p>"
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{skipped}</main>\n"
+    skipped = f'<h2>Not read</h2><ul class="list">{missed}</ul>' if missed else ""
+    about = (
+        "Values are masked; a fingerprint tells whether two findings are the same secret. "
+        "Made by `oxherd audit secrets`,"
     )
+    return document(f"Secrets in {report.root}, {report.today}", heading + numbers + "".join(sections) + skipped, about)
 
 
-def _row(finding: Finding, report: Report) -> str:
-    where = "<br>".join(html.escape(_where(each)) for each in finding.seen[:SHOWN])
-    if len(finding.seen) > SHOWN:
-        where += f"<br>and {len(finding.seen) - SHOWN} more"
-    what = html.escape(f"{finding.kind.name}, {finding.shown}") + f"<br><code>{finding.fingerprint}</code>"
+def _number(count: int) -> str:
+    return f"{count} secret{'' if count == 1 else 's'}"
+
+
+_TONES = {Level.ERROR: "bad", Level.WARNING: "warm", Level.NOTE: "plain"}
+
+
+def _item(finding: Finding, report: Report) -> str:
+    facts = [("first seen", html.escape(_where(finding.first)))]
+    if finding.last != finding.first:
+        facts.append(("last seen", html.escape(_where(finding.last))))
+    if len(finding.seen) > 2:
+        facts.append(("places", _places(finding)))
+    facts += [
+        ("in HEAD", "yes" if finding.in_head else "no"), ("still live", html.escape(_live(finding))),
+        ("to do", words(finding.kind.rotation)), ("fingerprint", f"<code>{finding.fingerprint}</code>"),
+    ]  # fmt: skip
     if finding.accepted is not None:
-        what += f"<br>accepted {html.escape(_accepted(finding, report))}"
-    word = finding.level.word
+        facts.append(("accepted", html.escape(_accepted(finding, report))))
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    live = chip("bad", "live") if finding.live else chip("good", "dead") if finding.live is False else ""
+    level, name = chip(_TONES[finding.level], finding.level.word), html.escape(finding.kind.name)
     return (
-        f'<tr><td class="{word}">{word}</td><td>{what}</td><td>{where}</td>'
-        f"<td>{'yes' if finding.in_head else 'no'}</td>"
-        f"<td>{html.escape(_live(finding))}</td><td>{html.escape(finding.kind.rotation)}</td></tr>"
+        f'<li><div class="top">{level}<h3>{name}</h3><span class="soft">{html.escape(finding.shown)}</span>{live}</div>'
+        f'<dl class="facts">{rows}</dl></li>'
     )
+
+
+def _places(finding: Finding) -> str:
+    listed = "".join(f"<li>{html.escape(_where(each))}</li>" for each in finding.seen[:SHOWN])
+    more = f"<li>and {len(finding.seen) - SHOWN} more</li>" if len(finding.seen) > SHOWN else ""
+    return f"<details><summary>{len(finding.seen)} in all</summary><ul>{listed}{more}</ul></details>"

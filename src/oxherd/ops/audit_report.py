@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ from typing import Any
 
 from oxherd import __version__
 from oxherd.ops.audit_env import OLD_DAYS, Inventory
-from oxherd.ops.audit_formats import STYLE, summary
+from oxherd.ops.audit_formats import summary
+from oxherd.ops.audit_page import chip, document, figures, ring, words
 from oxherd.ops.audit_rules import Level
 from oxherd.ops.audit_secrets import Report
 from oxherd.ops.rotate_known import how_to_replace
@@ -152,7 +154,7 @@ def _encrypted_ways(evidence: Evidence) -> Control:
 def _own_secrets(evidence: Evidence) -> Control:
     return _from_faults(
         evidence, "Environments share no secrets", "sharing", "no value is the same in two of the places looked at",
-        "" if evidence.variables.places > 1 else "only one environment was looked at (--file adds others)",
+        "" if evidence.variables.places > 1 else "only one environment was looked at (--railway and --file add others)",
     )  # fmt: skip
 
 
@@ -259,17 +261,57 @@ def markdown(table: Sequence[Control], evidence: Evidence) -> str:
 
 def page(table: Sequence[Control], evidence: Evidence) -> str:
     """The report as one HTML file that needs nothing else."""
-    heads = "".join(f"<th>{name}</th>" for name in ("control", "verdict", "score", "evidence", "to do"))
-    rows = "".join(
-        f'<tr class="{each.verdict.split()[0]}">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(each))
-        + "</tr>"
-        for each in table
-    )  # fmt: skip
+    verdicts = Counter(each.verdict for each in table)
+    root = evidence.secrets.root if evidence.secrets else ""
+    heading = (
+        f'<header><div><p class="over">Security audit · {evidence.made.strftime("%Y-%m-%d %H:%M UTC")}</p>'
+        f"<h1>{html.escape(root) or 'This installation'}</h1>"
+        f'<p>{words(_summary(verdicts))} <span class="soft">{html.escape(_scope(evidence))}</span></p></div>'
+        f"{ring(score(table))}</header>"
+    )
+    numbers = figures([(name, verdicts[name], name == "failed") for name in _TONES])
+    rows = "".join(map(_item, table))
+    about = (
+        "Each control is scored from 0 to 100 by what was found, and the score is their mean; what could not be found "
+        "out does not count. No value of a secret is in this page. Made by `oxherd audit report`,"
+    )
+    title = f"Security audit of {root}" if root else "Security audit"
+    return document(title, f'{heading}{numbers}<h2>Controls and evidence</h2><ul class="list">{rows}</ul>', about)
+
+
+_TONES = {"passed": "good", "partly": "warm", "failed": "bad", "not known": "plain"}
+
+
+def _summary(verdicts: Mapping[str, int]) -> str:
+    bad = [
+        f"{verdicts[word]} {words}"
+        for word, words in (("failed", "failed"), ("partly", "are met in part"))
+        if verdicts[word]
+    ]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Security audit</title><style>{STYLE}</style><main><h1>Security audit</h1>"
-        f"<p>{html.escape(_preface(table, evidence))}</p><table><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{rows}</tbody></table></main>\n"
+        f"Of {sum(verdicts.values())} controls {' and '.join(bad)}." if bad else "Every control that is known is met."
+    )
+
+
+def _scope(evidence: Evidence) -> str:
+    """What the evidence was taken from."""
+    asked = [_ASKED[each] for each in evidence.variables.asked]
+    places = f"the variables of {evidence.variables.places} place{'' if evidence.variables.places == 1 else 's'}"
+    return f"Looked at: {', '.join(['the repository with its history'] * bool(evidence.secrets) + [places, *asked])}."
+
+
+_ASKED = {"postgres": "Postgres", "redis": "Redis", "operations": "the record of operations"}
+
+
+def _item(each: Control) -> str:
+    todo = f'<p class="todo"><b>To do:</b> {words(each.fix)}</p>' if each.fix else ""
+    tone = _TONES[each.verdict]
+    width = 0 if each.score is None else each.score
+    points = "?" if each.score is None else str(each.score)
+    bar = f'<div class="bar {tone}">{points}<span><i style="width:{width}%"></i></span></div>'
+    return (
+        f'<li class="control"><div>{chip(tone, each.verdict)}</div><div><h3>{html.escape(each.name)}</h3>'
+        f"<p>{words(each.evidence)}</p>{todo}</div>{bar}</li>"
     )
 
 

@@ -1,11 +1,11 @@
-"""One operator at a time for one service. docs/deploying.md has the story."""
+"""One operator at a time for one service, and one rotation for one secret. docs/deploying.md has the story."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from oxherd.settings import Settings
 
 LEASE_MS = 60_000  # after which the lock of a process that died is free
 RENEW = 20.0  # seconds
+RESERVED_MS = 86_400_000  # a rotation may wait for a person; after a day without a stage its secret is free
 
 
 @contextlib.asynccontextmanager
@@ -43,8 +44,7 @@ async def held(
         told("without a lock: REDIS_URL is not set")
         yield
         return
-    link = Link(settings.redis_url, "lock")
-    lock = _Lock(link, keys_of(settings).operating(f"{place.environment_id}:{place.service_id}"), told)
+    lock = _Lock(settings, f"{place.environment_id}:{place.service_id}", told)
     value = orjson.dumps(
         {
             "command": command, "who": operator(), "why": why, "token": secrets.token_hex(8),
@@ -52,38 +52,82 @@ async def held(
         }
     )  # fmt: skip
     try:
-        renewing = await lock.take(value, str(place))
+        other, ms = await lock.take(value, LEASE_MS)
+        if other:
+            raise OperationUnderWay(
+                f"{place} is being changed: {_holder(other)}",
+                hint=f"wait until that ends; if that process is dead, its lock runs out in {ms / 1000:.0f} s",
+            )
+        renewing = asyncio.create_task(lock.renew(value), name="lock") if other is not None else None
         try:
             yield
         finally:
             await lock.release(value, renewing)
     finally:
-        await link.stop()
+        await lock.close()
+
+
+async def reserve(settings: Settings, name: str, holder: Mapping[str, str], told: Callable[[str], None]) -> None:
+    """Keep a secret for one rotation, also while no process of it runs. The same holder may do it again, and has to.
+
+    Parameters:
+        settings: with Redis; where that can't be used nothing is kept, and that is told.
+        name: the variable.
+        holder: `command`, `who`, `since` and `why`, which are the same for the whole rotation and for no other.
+        told: hears why it is not kept.
+
+    Raises:
+        OperationUnderWay: another rotation has it.
+    """
+    if getattr(settings, "redis_url", None) is None:
+        told("without a lock: REDIS_URL is not set")
+        return
+    lock = _Lock(settings, f"rotation:{name}", told)
+    try:
+        other, ms = await lock.take(orjson.dumps(holder), RESERVED_MS)
+    finally:
+        await lock.close()
+    if other:
+        raise OperationUnderWay(
+            f"{name} is being rotated elsewhere: {_holder(other)}",
+            hint=f"go on with it there (`oxherd rotate {name} --resume`). If its state is lost, look at what it made; "
+            f"{name} is free in {ms / 3_600_000:.0f} h, or after `redis-cli DEL {lock.key.decode()}`",
+        )
+
+
+async def set_free(settings: Settings, name: str, holder: Mapping[str, str]) -> None:
+    """End what `reserve` began. Where Redis can't be used, it ends by itself within a day."""
+    if getattr(settings, "redis_url", None) is None:
+        return
+    lock = _Lock(settings, f"rotation:{name}", lambda _: None)
+    try:
+        await lock.take(orjson.dumps(holder), 0)
+    finally:
+        await lock.close()
 
 
 class _Lock:
-    def __init__(self, link: Link, key: bytes, told: Callable[[str], None]) -> None:
-        self._link = link
-        self._key = key
+    def __init__(self, settings: Settings, what: str, told: Callable[[str], None]) -> None:
+        self.key = keys_of(settings).operating(what)
+        self._link = Link(settings.redis_url, "lock")
         self._told = told
 
-    async def take(self, value: bytes, shown: str) -> asyncio.Task[None] | None:
-        """What renews it; None where Redis is away."""
+    async def take(self, value: bytes, ms: int) -> tuple[bytes | None, int]:
+        """Who else has it, empty where it is ours, and ms until theirs runs out; None where Redis can't be used."""
         try:
             await self._link.start()
-            other = await self._ask(value, LEASE_MS)
+            other = await self._ask(value, ms)
         except (RedisUnreachable, RedisRefused) as error:
             self._told(f"without a lock: {error.message}")
-            return None
+            return None, 0
         except TimeoutError:
             self._told("without a lock: Redis does not answer")
-            return None
-        if other:
-            raise OperationUnderWay(
-                f"{shown} is being changed: {_holder(other[0])}",
-                hint=f"wait until that ends; if that process is dead, its lock runs out in {other[1] / 1000:.0f} s",
-            )
-        return asyncio.create_task(self._renew(value), name="lock")
+            return None, 0
+        return (other[0], other[1]) if other else (b"", 0)
+
+    async def close(self) -> None:
+        """Without freeing it."""
+        await self._link.stop()
 
     async def release(self, value: bytes, renewing: asyncio.Task[None] | None) -> None:
         """Free it, if it is still ours."""
@@ -94,7 +138,8 @@ class _Lock:
         with contextlib.suppress(RedisUnreachable, RedisRefused, TimeoutError):
             await self._ask(value, 0)
 
-    async def _renew(self, value: bytes) -> None:
+    async def renew(self, value: bytes) -> None:
+        """Keep it until somebody else has it."""
         while True:
             await asyncio.sleep(RENEW)
             with contextlib.suppress(RedisUnreachable, RedisRefused, TimeoutError):
@@ -104,7 +149,7 @@ class _Lock:
 
     async def _ask(self, value: bytes, ms: int) -> list[Any]:
         async with asyncio.timeout(5):
-            found: list[Any] = await self._link.run(script("holdLock"), self._key, value, ms)
+            found: list[Any] = await self._link.run(script("holdLock"), self.key, value, ms)
             return found
 
 

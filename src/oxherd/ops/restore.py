@@ -15,7 +15,7 @@ from oxherd.backup import create, facts, queue, restore, runs, tools, verify
 from oxherd.backup.create import Told, quiet
 from oxherd.clock import mono
 from oxherd.embedded.postgres import quoted
-from oxherd.errors import BackupFailed, JobStateError, UsageError
+from oxherd.errors import BackupFailed, JobStateError, StoreUnreachable, UsageError
 from oxherd.ops.plan import Plan, Step
 from oxherd.queue.connection import Link
 from oxherd.queue.keys import Keys
@@ -39,6 +39,7 @@ class Outcome:
         roles, left_out: see `restore.Filled`.
         finished: jobs that ended after the backup, by the journal that was there before; they are not run again.
         repeated: jobs that were on their way then or since: what they had paid for after the backup is paid again.
+        unread: why neither is known: what keeps the live journal from being read; empty where it was.
         interrupted, lost: of the queue, see `queue.Placed`.
     """
 
@@ -50,6 +51,7 @@ class Outcome:
     left_out: list[str] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     repeated: list[dict[str, Any]] = field(default_factory=list)
+    unread: str = ""
     interrupted: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -217,8 +219,12 @@ async def restore_database(
     """Do what was planned; and say which jobs the restored journal does not know of."""
     began = mono()
     if target.there and not target.empty:
-        ended, open_ = await newer(target.address, settings.job_queue_name, backup.manifest.taken_at)
-        outcome.finished, outcome.repeated = [_brief(row) for row in ended], [_brief(row) for row in open_]
+        try:
+            ended, open_ = await newer(target.address, settings.job_queue_name, backup.manifest.taken_at)
+        except StoreUnreachable as error:  # damage is what backups are for: it must not keep one from being restored
+            outcome.unread = str(error)
+        else:
+            outcome.finished, outcome.repeated = [_brief(row) for row in ended], [_brief(row) for row in open_]
     await work.run(told)
     outcome.seconds = round(mono() - began, 3)
     return outcome

@@ -46,7 +46,8 @@ def into_folder(
         return {"base": archive.before(to)[-1].name, "to": to.isoformat(), "damaged": archive.damaged}
     identities = sealing.identities_of(identity or settings.backup_identity)
     done = pitr.rewind(archive, storage, identities, to, folder, told=told)
-    return {"base": done.base, "to": done.to, "segments": done.segments, "damaged": archive.damaged}
+    return {"base": done.base, "to": done.to, "segments": done.segments, "compared": done.compared,
+            "damaged": archive.damaged}  # fmt: skip
 
 
 async def supabase(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from oxherd.clock import wall_ms
 from oxherd.errors import OxherdError, RotationStopped, UsageError
+from oxherd.ops.lock import reserve, set_free
 from oxherd.ops.plan import Plan, Step
 from oxherd.ops.recording import record
 from oxherd.ops.rotate_state import ORDER, Progress, Stage, StateFile
@@ -45,6 +48,9 @@ class Consumers(Protocol):
             memo: what an earlier call that died had done; what this one has.
             keep: saves it.
         """
+
+    def doubt(self, memo: dict[str, Any]) -> None:
+        """Have the next `give` ask people again: what they said to be done was not, as the new value's proof showed."""
 
 
 class Person(Protocol):
@@ -175,6 +181,13 @@ class Rotation(ABC):
             memo["over"] = True
             self.scene.keep()
 
+    def doubt(self) -> None:
+        """Not all consumers have the new value, though it was given to them."""
+        memo = self.progress.given.get("switch", {})
+        if memo.pop("over", False):
+            self.scene.consumers.doubt(memo)
+            self.scene.keep()
+
     async def old_value(self, here: Secret | None) -> Secret:
         """The value to replace: the one that consumers have.
 
@@ -207,6 +220,7 @@ class Rotator:
         self._rotation = rotation
         self._file = file
         self._progress = rotation.progress
+        self._tell_of_lock = rotation.scene.tell
 
     async def plan(self) -> Plan:
         """What is left to do. Reads only."""
@@ -231,21 +245,53 @@ class Rotator:
 
     def _doing(self, stage: Stage) -> Callable[[], Awaitable[None]]:
         async def do() -> None:
-            if stage is Stage.RECORD:
-                await self._record("ok")
-                self._file.remove()
-                return
-            try:
-                await getattr(self._rotation, stage)()
-                if stage is Stage.SWITCH:
-                    await self._verify()
-            except OxherdError as error:
-                error.hint = "; ".join(filter(None, (error.hint, self._way_out(stage))))
-                raise
-            self._progress.stage = ORDER[ORDER.index(stage) + 1]
-            self._file.save(self._progress)
+            async with self._alone():
+                if stage is Stage.RECORD:
+                    await self._record("ok")
+                    self._file.remove()
+                    return
+                try:
+                    await getattr(self._rotation, stage)()
+                    if stage is Stage.SWITCH:
+                        await self._verify()
+                except OxherdError as error:
+                    if stage is Stage.SWITCH:
+                        self._rotation.doubt()
+                    error.hint = "; ".join(filter(None, (error.hint, self._way_out(stage))))
+                    raise
+                self._progress.stage = ORDER[ORDER.index(stage) + 1]
+                self._file.save(self._progress)
 
         return do
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """The secret is this rotation's, from its first stage until it is over. Raises OperationUnderWay."""
+        name, began = self._progress.name, datetime.fromtimestamp(self._progress.began_at / 1000, UTC)
+        holder = {
+            "command": f"rotate {name}", "who": self._progress.by, "since": began.isoformat(" ", "seconds"),
+            "why": f"rotation {self._progress.id}",
+        }  # fmt: skip
+        begins = self._file.head() is None
+        if begins:
+            self._file.save(self._progress)  # first: whoever dies now can go on, and so free the secret again
+        try:
+            await reserve(self._settings, name, holder, self._tell_of_lock)
+            self._tell_of_lock = _nothing  # once is enough
+            yield
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+            if begins:
+                self._file.remove()
+            raise
+        finally:
+            if self._file.head() is None:  # it is over, or has not begun
+                await set_free(self._settings, name, holder)
+
+    @property
+    def _settings(self) -> Settings:
+        """Those that work at this stage."""
+        is_late = ORDER.index(self._progress.stage) > ORDER.index(Stage.SWITCH)
+        return self._rotation.settings_after() if is_late else self._rotation.scene.settings
 
     async def _verify(self) -> None:
         """Run a job on the configured queue: whoever was switched must take it. Raises RotationStopped."""
@@ -279,11 +325,12 @@ class Rotator:
                 f"the old {self._progress.name} is retired already: there is no way back",
                 hint=f"oxherd rotate {self._progress.name} --resume; then rotate it anew, if need be",
             )
-        self._progress.rolling_back = True
-        self._file.save(self._progress)
-        await self._rotation.back()
-        await self._record("failed")
-        self._file.remove()
+        async with self._alone():
+            self._progress.rolling_back = True
+            self._file.save(self._progress)
+            await self._rotation.back()
+            await self._record("failed")
+            self._file.remove()
 
     async def _record(self, outcome: str) -> None:
         rotation, progress = self._rotation, self._progress
@@ -293,3 +340,7 @@ class Rotator:
         seconds = (wall_ms() - progress.began_at) / 1000
         operation = Operation("rotation", progress.name, outcome, seconds, summary)
         await record(settings, "rotate", operation, rotation.scene.tell)
+
+
+def _nothing(_: str) -> None:
+    pass

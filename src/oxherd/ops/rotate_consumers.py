@@ -74,6 +74,9 @@ class OnRailway:
                 async with self._lock(place):
                     await self._give(place, values, mine, keep)
 
+    def doubt(self, memo: dict[str, Any]) -> None:
+        """See Consumers. That only a deployment with the values serves was seen, so there is nothing to doubt."""
+
     async def _give(
         self, place: Place, values: Mapping[str, Secret], mine: dict[str, Any], keep: Callable[[], None]
     ) -> None:
@@ -165,6 +168,10 @@ class ByHand:
         if not _is_pipe(self._target):
             self._target.unlink(missing_ok=True)
 
+    def doubt(self, memo: dict[str, Any]) -> None:
+        """See Consumers."""
+        memo.clear()
+
     def _write(self, values: Mapping[str, Secret]) -> None:
         text = "".join(f"{name}={shlex.quote(value.reveal())}\n" for name, value in values.items()).encode()
         if _is_pipe(self._target):
@@ -206,3 +213,10 @@ class Several:
                 await each.give(values, part, keep)
                 part["over"] = True
                 keep()
+
+    def doubt(self, memo: dict[str, Any]) -> None:
+        """See Consumers."""
+        for kind, each in self._parts.items():
+            part = memo[kind]
+            part["over"] = False
+            each.doubt(part)

@@ -23,6 +23,7 @@ import orjson
 
 from oxherd.clock import wall_ms
 from oxherd.errors import RotationStopped, UsageError, VaultError
+from oxherd.ops.recording import operator
 from oxherd.settings import Secret
 from oxherd.vault.crypto import Key, binding, read, seal, unseal
 
@@ -60,6 +61,7 @@ class Progress:
         given: how far each switch of consumers has come.
         retiring: the old value is being retired: there is no way back.
         rolling_back: somebody wants the old value back.
+        by: who began it, and where.
     """
 
     name: str
@@ -72,11 +74,12 @@ class Progress:
     given: dict[str, dict[str, Any]] = field(default_factory=dict)
     retiring: bool = False
     rolling_back: bool = False
+    by: str = ""
 
     @classmethod
     def begin(cls, name: str) -> Progress:
         """A rotation that has done nothing yet."""
-        return cls(name, secrets.token_hex(4), wall_ms())
+        return cls(name, secrets.token_hex(4), wall_ms(), by=operator())
 
 
 @dataclass(frozen=True, slots=True)

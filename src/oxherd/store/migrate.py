@@ -21,6 +21,7 @@ MISFITS = (asyncpg.SyntaxOrAccessError, asyncpg.DataError, asyncpg.IntegrityCons
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
+OLDEST_SERVER = 14  # the functions are written in its grammar
 LOCK = 0x6F7868657264  # "oxherd": one migrator at a time per database
 RELOAD = "notify pgrst, 'reload schema'"  # PostgREST keeps the schema in a cache
 
@@ -108,13 +109,15 @@ async def migrate(database_url: str) -> list[Migration]:
 
     Raises:
         StoreUnreachable: the database did not answer.
-        UsageError: an applied migration's file was edited, or the login may not change the schema.
+        UsageError: an applied migration's file was edited, the login may not change the schema, or the server is older
+            than Postgres 14.
         OxherdError: a migration does not fit what the database has; nothing of it was applied.
     """
     address = parse(database_url)
     connection = await address.connect()
     ran: list[Migration] = []
     try:
+        _refuse_old(connection, address)
         await _prepare(connection)
         while (migration := await _run_next(connection)) is not None:
             ran.append(migration)
@@ -177,6 +180,15 @@ def _guarded(migration: Migration) -> str:
         f"values ({migration.number}, '{migration.name}', '{migration.checksum}');\n"
         f"end if;\nend\n$oxherd_{migration.number:03}$;\n"
     )
+
+
+def _refuse_old(connection: Connection, address: Address) -> None:
+    found = connection.get_server_version()
+    if found.major < OLDEST_SERVER:
+        raise UsageError(
+            f"Postgres {found.major}.{found.minor} at {address.shown} is too old for Oxherd's tables",
+            hint=f"{OLDEST_SERVER} is the oldest that has what they need; upgrade the server",
+        )
 
 
 async def _prepare(connection: Connection) -> None:

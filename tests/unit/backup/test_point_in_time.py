@@ -92,7 +92,7 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     with pytest.raises(BackupNotFound):
         pitr.rewind(read(settings), storage, identities, early, folder)
     done = pitr.rewind(read(settings), storage, identities, moment, folder)
-    assert done.base == base.name
+    assert (done.base, done.compared) == (base.name, True)
     assert done.segments >= 1
     with pytest.raises(UsageError, match="not empty"):
         pitr.rewind(read(settings), storage, identities, moment, folder)
@@ -122,6 +122,24 @@ def test_a_base_backup_that_can_not_be_taken_says_why_and_is_not_kept(postgres, 
     with pytest.raises(BackupFailed, match="WAL summarization"):
         asyncio.run(pitr.take_base(*given, incremental=True))
     assert read(settings).bases == (made,)
+
+
+def test_without_the_programs_of_a_base_backup_s_postgres_a_whole_one_is_laid_out_and_an_incremental_one_is_refused(
+    postgres, configured, keys, tmp_path, monkeypatch
+):
+    settings = configured(DATABASE_URL=postgres.url)
+    storage, ring = open_storage(settings), runs.ring_of(settings)
+    whole = asyncio.run(
+        pitr.take_base(tools.address_of(postgres.url), storage, settings.backup_recipients, ring)
+    )  # fmt: skip
+    monkeypatch.setattr(tools, "found_clients", list)
+    moment, identities = datetime.now(UTC), sealing.identities_of([keys[1]])
+    done = pitr.rewind(read(settings), storage, identities, moment, tmp_path / "whole")
+    assert (done.base, done.compared) == (whole.name, False)
+    stored_base(storage, ring, "changes", days=moment.timestamp() / DAY, after=whole.name)
+    with pytest.raises(UsageError, match="no pg_combinebackup of Postgres 18 is here"):
+        pitr.rewind(read(settings), storage, identities, datetime.now(UTC), tmp_path / "changes")
+    assert not (tmp_path / "changes").exists()
 
 
 def stored_base(storage, ring, name, *, days, after=None, wal="0" * 24):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,20 @@ def test_a_live_database_is_swapped_only_after_its_name_was_typed(variables, oxh
     assert asyncio.run(value(before, "select count(*) from mine")) == 2
     assert asyncio.run(value(url, "select count(*) from oxherd.operations where kind = 'restore'")) == 1
     asyncio.run(execute(url.removesuffix(name) + "postgres", f'drop database "{outcome["kept"]}"'))
+
+
+def test_a_live_journal_that_can_not_be_read_is_no_reason_not_to_restore(variables, oxherd_database_url):
+    url = oxherd_database_url
+    given, name = variables | {"DATABASE_URL": url}, url.rpartition("/")[2]
+    assert oxherd(given, "create").exit_code == 0
+    asyncio.run(execute(url, "drop table oxherd.steps cascade"))
+    done = oxherd(given, "restore", "latest", "--confirm", name)
+    assert done.exit_code == 0, done.output
+    assert "which jobs went on after the backup is not known" in done.stderr
+    assert 'relation "oxherd.steps" does not exist' in done.stderr
+    assert asyncio.run(value(url, "select count(*) from oxherd.steps")) == 0
+    (kept,) = re.findall(rf"{name}_before_\d+", done.stderr)
+    asyncio.run(execute(url.removesuffix(name) + "postgres", f'drop database "{kept}"'))
 
 
 def test_a_missing_database_is_made_and_a_url_on_the_command_line_is_refused(variables, shop, postgres):

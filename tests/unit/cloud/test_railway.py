@@ -98,6 +98,14 @@ async def test_where_both_tokens_are_set_only_the_project_token_is_sent(service)
         assert (await api.place()).service == "worker"
 
 
+async def test_a_service_is_found_in_every_environment_that_the_token_may_see(service, api):
+    service.others.append(fakes.Elsewhere("closed", is_open=False))
+    assert [str(each) for each in await api.places()] == ["herd/production/worker"]
+    async with client(service, project=False) as wide:
+        found = [str(each) for each in await wide.places(project="herd")]
+    assert found == ["herd/production/worker", "herd/staging/worker"]
+
+
 async def test_a_deployment_has_its_commit_and_what_can_be_done_with_it(service, api, place):
     (found,) = await api.deployments(place)
     assert (found.status, found.is_serving, found.can_rollback) == ("SUCCESS", True, True)

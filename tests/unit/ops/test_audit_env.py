@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -11,14 +12,16 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from bench.audit.planted import Repository, jwt, openrouter
+from bench.audit.planted import Repository, jwt, openrouter, uuid
 from redis import Redis
 from typer.testing import CliRunner
 
+from fakes.railway import ABSENT, CONTRACT, Elsewhere, FakeRailway
 from oxherd.cli import app
 from oxherd.ops import audit_report
 from oxherd.ops.audit_env import (
     HERE,
+    Environment,
     Inventory,
     ask_postgres,
     ask_redis,
@@ -26,6 +29,7 @@ from oxherd.ops.audit_env import (
     is_private,
     secrets_page,
 )
+from oxherd.ops.audit_railway import environments
 from oxherd.ops.audit_report import Evidence
 from oxherd.ops.audit_secrets import Report
 from oxherd.settings import Secret, load, parse_redis_url
@@ -39,7 +43,9 @@ run = CliRunner().invoke
 
 def found(environ, *others, rotations=None):
     places = {HERE: environ, **{f"place {number}": other for number, other in enumerate(others, 1)}}
-    places = {place: {name: Secret(value) for name, value in values.items()} for place, values in places.items()}
+    places = {
+        place: Environment({name: Secret(value) for name, value in values.items()}) for place, values in places.items()
+    }
     return inventory(places, load(environ, needs=()), rotations=rotations, now_ms=NOW, asked={})
 
 
@@ -98,6 +104,84 @@ def test_a_secret_that_two_environments_share_is_told_without_its_value():
     (fault,) = made.failing
     assert (fault.control, fault.message) == ("sharing", f"the same in {HERE} and place 1")
     assert token not in repr(made) + secrets_page(made)
+
+
+def test_an_app_s_own_secrets_are_compared_too():
+    token = secrets.token_hex(20)
+    own = {"STRIPE_API_KEY": token, "COUCH": f"https://u:{token}@couch.example.com", "LOG_LEVEL": "debug", "PORT": "1"}
+    made = found({}, own, own)
+    shared = [(each.variable, each.message) for each in made.failing if each.control == "sharing"]
+    assert shared == [
+        ("COUCH", "the same in place 1 and place 2"),
+        ("STRIPE_API_KEY", "the same in place 1 and place 2"),
+    ]
+    assert token not in repr(made) + secrets_page(made)
+
+
+@pytest.fixture
+async def railway():
+    """Production and staging: what they share, what is old, what is too much, what is written and not deployed."""
+    shared, own = secrets.token_hex(20), secrets.token_hex(20)
+    async with FakeRailway(API_TOKEN=shared, OPENROUTER_API_KEY=own, RAILWAY_API_TOKEN=uuid(), HIDDEN_KEY="s") as fake:
+        fake.sealed = {"HIDDEN_KEY"}
+        fake.written = dict.fromkeys(fake.variables, fake.now - 200 * 86_400)
+        (staging,) = fake.others
+        staging.variables = {"API_TOKEN": shared, "REDIS_URL": f"redis://:{secrets.token_hex(8)}@eu1.upstash.io:6379"}
+        staging.written = dict.fromkeys(staging.variables, fake.now - 10 * 86_400)
+        fake.deploy()
+        await fake.sleep(60)
+        staging.deployed = [fake.deployed[0]]
+        staging.written["REDIS_URL"] = fake.now
+        fake.values = (shared, own)
+        yield fake
+
+
+@pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
+async def test_every_environment_on_railway_is_looked_at_and_compared(railway):
+    environ = {
+        "RAILWAY_API_TOKEN": railway.api_token, "RAILWAY_API_URL": railway.url, "RAILWAY_PROJECT_ID": "herd",
+        "RAILWAY_TOKEN": railway.token,
+    }  # fmt: skip
+    done = await asyncio.to_thread(run, app, ["audit", "env", "--railway", "--offline", "--json"], env=environ)
+    assert done.exit_code == 1, done.output
+    made = json.loads(done.stdout)
+    told = {(each["control"], each["variable"], each["message"]) for each in made["faults"]}
+    assert ("sharing", "API_TOKEN", "the same in Railway production and Railway staging") in told
+    assert ("sharing", "HIDDEN_KEY", "is sealed in Railway production: nobody can compare it") in told
+    assert ("age", "OPENROUTER_API_KEY", "was last written 200 days ago in Railway production") in told
+    assert ("age", "REDIS_URL", "was written in Railway staging after what runs there was deployed") in told
+    assert ("privilege", "RAILWAY_API_TOKEN", "is set in Railway production, and no worker needs it") in told
+    public = "goes over a public network without TLS, password and all (Railway staging)"
+    assert ("tls", "REDIS_URL", public) in told
+    rows = {row["variable"]: row for row in made["variables"]}
+    assert rows["API_TOKEN"]["where"] == ["Railway production", "Railway staging"]
+    assert rows["API_TOKEN"]["written_days"] == {"Railway production": 200, "Railway staging": 10}
+    assert rows["HIDDEN_KEY"]["where"] == ["Railway production"]
+    assert not any(name.startswith("RAILWAY_SERVICE") for name in rows)
+    for secret in (*railway.values, railway.api_token, railway.token):
+        assert secret not in done.output
+    assert railway.writes == []
+
+
+@pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
+async def test_a_project_token_looks_at_its_own_environment_and_says_so(railway):
+    environ = {**railway.environ, "RAILWAY_ENVIRONMENT_NAME": "production"}
+    done = await asyncio.to_thread(run, app, ["audit", "env", "--railway", "--offline"], env=environ)
+    assert "RAILWAY_TOKEN sees its own environment only" in done.stderr
+    assert "Railway production (written 200 d ago)" in done.stdout
+    assert "staging" not in done.output
+    assert HERE not in done.stdout
+
+
+@pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
+async def test_an_environment_that_can_t_be_read_is_told_and_stops_nothing(railway):
+    settings = load({"RAILWAY_API_TOKEN": railway.api_token, "RAILWAY_API_URL": railway.url,
+                     "RAILWAY_PROJECT_ID": "herd"}, needs=("RAILWAY",))  # fmt: skip
+    railway.others += [Elsewhere("closed", is_open=False), Elsewhere("broken", has_service=False)]
+    found, away = await environments(settings)
+    assert list(found) == ["Railway production", "Railway staging"]
+    (words,) = away
+    assert words.startswith("Railway broken could not be asked: Railway refused Variables")
 
 
 def test_the_age_of_a_secret_is_that_of_its_last_rotation_that_succeeded():
@@ -221,8 +305,6 @@ async def prepared(database_url):
 
 
 def test_the_report_of_a_real_installation_rests_on_what_was_asked(installation, database_url, monkeypatch, tmp_path):
-    import asyncio
-
     asyncio.run(prepared(database_url))
     done = run(app, ["audit", "report", str(installation.folder), "--json"])
     assert done.exit_code == 0, done.output

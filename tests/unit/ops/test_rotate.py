@@ -197,6 +197,22 @@ async def test_people_get_a_file_that_only_they_can_read_and_it_goes_when_they_a
     assert railway.writes == []
 
 
+async def test_who_said_too_early_that_all_is_set_gets_the_file_again(rig, router, railway, redis_url, queue_name):
+    rig.environ |= {NAME: railway.variables[NAME], "REDIS_URL": redis_url, "JOB_QUEUE_NAME": queue_name}
+    rig.test_job, rig.patience = True, 0.1  # no worker is there to prove that it has the new key
+    file, values = rig.folder / f"{NAME}.env", []
+    for _ in range(2):
+        rig.person = Says(yes=False)
+        with pytest.raises(RotationStopped, match="waits for you"):
+            await rig.run(NAME, consumers=("manual",), resume=rig.begun(NAME))
+        values.append(file.read_text())
+        rig.person = Says()
+        with pytest.raises(RotationStopped, match="no worker ran a test job"):
+            await rig.run(NAME, consumers=("manual",), resume=True)
+        assert not file.exists()
+    assert values[0] == values[1]
+
+
 async def test_a_named_pipe_gets_the_value_instead_of_a_file(rig, railway, tmp_path):
     rig.environ[NAME] = railway.variables[NAME]
     os.mkfifo(pipe := tmp_path / "pipe")
@@ -237,6 +253,27 @@ def test_the_state_of_a_new_encryption_key_opens_with_the_old_and_the_new_one(tm
     a_file(tmp_path, KEY).save(progress)
     for key in (KEY, OTHER):
         assert a_file(tmp_path, key).load().id == progress.id
+
+
+async def test_a_secret_that_waits_for_a_person_is_not_rotated_from_another_folder_until_it_is_over(
+    rig, router, railway, redis_url, tmp_path
+):
+    rig.environ |= {NAME: railway.variables[NAME], "REDIS_URL": redis_url}
+    rig.person = Says(yes=False)
+    elsewhere = Rotating(tmp_path / "elsewhere", rig.environ, railway.sleep)
+    with pytest.raises(RotationStopped, match="waits for you"):
+        await rig.run(NAME, consumers=("manual",))
+    made = len(router.rows)
+    with pytest.raises(
+        OperationUnderWay, match=f"{NAME} is being rotated elsewhere: `oxherd rotate {NAME}` of"
+    ) as told:
+        await elsewhere.run(NAME, consumers=("manual",))
+    assert "redis-cli DEL oxherd:bull:operating:rotation:" in told.value.hint
+    assert (len(router.rows), elsewhere.begun(NAME)) == (made, False)
+    rig.person = Says()
+    await rig.run(NAME, consumers=("manual",), resume=True)
+    rig.environ[NAME] = next(router.values[key] for key, row in router.rows.items() if row["name"] != "somebody else's")
+    assert await elsewhere.run(NAME, consumers=("manual",)) == STAGES
 
 
 async def test_a_service_that_somebody_else_changes_is_not_switched(rig, railway, redis_url):

@@ -88,6 +88,15 @@ async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, m
     assert await query(database_url, "select to_regclass($1)::text", "oxherd.extra") is None
 
 
+async def test_a_server_that_is_too_old_is_told_so_and_nothing_is_made(database_url: str, monkeypatch):
+    monkeypatch.setattr(module, "OLDEST_SERVER", 99)
+    with pytest.raises(UsageError, match=r"Postgres 18\.\d+ at .* is too old"):
+        await migrate(database_url)
+    connection = await asyncpg.connect(database_url)
+    assert not await connection.fetchval("select exists (select from pg_namespace where nspname = 'oxherd')")
+    await connection.close()
+
+
 async def test_the_text_for_an_sql_editor_runs_as_it_is_and_again(database_url: str):
     for _ in range(2):
         await query(database_url, sql())
