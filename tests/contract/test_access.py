@@ -28,7 +28,7 @@ insert into oxherd.steps (run_id, key, kind, inputs, output, fence, started_at, 
     values ('q/1@1', 'k', 'step', '', '1', 1, now(), 1);
 insert into oxherd.agents (name, definition) values ('support', '{}');
 insert into oxherd.spend (id, run_id, step, fence, agent, model, state, at)
-    values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'reserved', now());
+    values ('s', 'q/1@1', 'support/model-1', 1, 'support', 'm', 'unknown', now());
 insert into oxherd.audit_log (actor, source, action, target, detail, outcome)
     values ('token', '127.0.0.1', 'cancelJob', '1', '{}', 200);
 insert into oxherd.operations (kind, target, outcome, seconds, summary) values ('backup', 'b', 'ok', 1, '{}');

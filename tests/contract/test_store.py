@@ -675,6 +675,8 @@ async def test_a_login_with_the_grants_of_the_docs_is_enough(own_url: str):
             assert await store.record(a_run(fence=2))
             assert (await store.runs(queue="agent-jobs")).runs
             assert await store.agent("nobody") is None
+            await store.write_spend([])
+            assert await store.spend_report(by="day", since=0, until=NOON) == []
     finally:
         await sql_script(own_url, "drop owned by oxherd_worker; drop role oxherd_worker")
 

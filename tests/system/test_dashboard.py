@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from oxherd.clock import wall_ms
 from oxherd.embedded.valkey import Valkey
 from oxherd.queue.alertbook import AlertBook
 from oxherd.telemetry.alerts import Alert, Looked
+from oxherd.web import dashboard_pages
 
 PAGES = {
     "overview": "/", "jobs": "/jobs", "runs": "/runs", "dead": "/dead", "agents": "/agents", "spend": "/spend",
@@ -165,20 +165,15 @@ def test_a_run_shows_its_steps_attempts_and_messages_without_secrets(visit, plac
     expect(two).to_contain_text("From the journal")
 
 
-def test_sums_that_take_long_are_shown_as_soon_as_they_are_known(visit, place: Place, monkeypatch):
-    store, counted = place.service.desk.stored, asyncio.Event()
-    report = store.spend_report
-
-    async def slow(**wanted: Any) -> Any:
-        await counted.wait()
-        return await report(**wanted)
-
-    monkeypatch.setattr(store, "spend_report", slow)
+def test_spend_is_summed_by_whom_one_asks_for_the_dearest_first(visit, monkeypatch):
     page = visit().go("/spend?days=30&by=tenant")
-    expect(page.get_by_role("heading", name="Adding up")).to_be_visible()
-    place.call(counted.set)
     expect(page.locator(".bars")).to_contain_text("globex")
     expect(page.locator(".figures")).to_contain_text("Tokens")
+    names = page.locator(".bars .id").all_inner_texts()
+    monkeypatch.setattr(dashboard_pages, "LIMIT", 2)
+    page.reload()
+    assert page.locator(".bars .id").all_inner_texts() == names[:2]
+    expect(page.get_by_text("1 more cost less")).to_be_visible()
 
 
 def test_settings_tell_names_and_never_values(visit, place: Place):

@@ -560,7 +560,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
     Endpoint("listAgents", "GET", "/agents", "List agents: those of the program first, then those of the table.",
              "agents", list_agents, _M.AgentPage, params=_M.PageQuery),
-    Endpoint("getSpend", "GET", "/spend", "Sum up what model calls cost, up to a minute ago.", "spend", get_spend,
+    Endpoint("getSpend", "GET", "/spend", "Sum up what model calls cost, up to a few seconds ago.", "spend", get_spend,
              _M.Spend, params=_M.SpendQuery, errors=(501,)),
     Endpoint("listCredentials", "GET", "/credentials", "List credentials by name; no answer has a value.",
              "credentials", list_credentials, _M.CredentialPage, params=_M.CredentialQuery, errors=(501,)),

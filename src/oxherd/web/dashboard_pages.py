@@ -29,8 +29,6 @@ from oxherd.web.problems import Problem
 LIMIT = 50  # rows of a list
 MOST_OUTPUT = 2 * 1024 * 1024  # bytes of steps' outputs that one page shows
 LAST_OPERATIONS = 8
-SUMS_KEPT = 60.0  # seconds
-SOON = 0.15  # seconds that a page waits for sums
 RUN_STATES = ("running", "completed", "failed", "retrying", "delayed", "handed_back", "parked")
 Shown = dict[str, Any] | Response
 Tab = tuple[str, str, bool, int | None]  # title, address, whether it is the one that is shown, how many
@@ -278,7 +276,7 @@ async def agents(view: View) -> Shown:
     found, spent = await asyncio.gather(
         view.ask("listAgents", limit=LIMIT, cursor=view.query("cursor")), view.attempt(_spend(view, "agent", 7))
     )
-    lines = None if spent is None or isinstance(spent, Problem) else {line["key"]: line for line in spent}
+    lines = None if isinstance(spent, Problem) else {line["key"]: line for line in spent}
     shown = [{**each, "definition": view.masks.data(each["definition"])} for each in found["agents"]]
     return {"agents": shown, "next": found["next"], "spent": lines}
 
@@ -293,16 +291,13 @@ async def spend(view: View) -> Shown:
         "by": by,
         "days_items": [(f"{each} days", view.link(days=each), each == days, None) for each in (7, 30, 90)],
         "by_items": [(each, view.link(by=each), each == by, None) for each in ("agent", "model", "tenant")],
-        "sums": None if daily is None or lines is None else _sums(daily, lines, days),
+        "sums": _sums(daily, lines, days),
     }
 
 
 def _sums(daily: list[dict[str, Any]], lines: list[dict[str, Any]], days: int) -> dict[str, Any]:
-    found: list[Bar] = bars(
-        sorted(lines, key=lambda line: -Decimal(line["cost_usd"])),
-        lambda line: line["key"] or "none",
-        lambda line: float(line["cost_usd"]),
-    )
+    dearest = lines[:LIMIT]  # they come in this order
+    found: list[Bar] = bars(dearest, lambda line: line["key"] or "none", lambda line: float(line["cost_usd"]))
     return {
         "total": sum((Decimal(line["cost_usd"]) for line in daily), Decimal(0)),
         "calls": sum(line["calls"] for line in daily),
@@ -311,26 +306,14 @@ def _sums(daily: list[dict[str, Any]], lines: list[dict[str, Any]], days: int) -
         "unknown": sum(line["unknown"] for line in daily),
         "chart": _daily(daily, days),
         "bars": found,
+        "others": len(lines) - len(dearest),
     }
 
 
-async def _spend(view: View, by: str, days: int) -> list[dict[str, Any]] | None:
-    """Sums of the ledger, a minute old at most; None while they are added up: a month of many calls takes a while."""
-    key = ("spend", by, days)
-
-    async def look() -> list[dict[str, Any]]:
-        try:
-            found: list[dict[str, Any]] = (await view.ask("getSpend", by=by, days=days))["lines"]
-        except Exception:
-            view.desk.shared.forget(key)
-            raise
-        return found
-
-    try:
-        async with asyncio.timeout(SOON):
-            return await view.desk.shared.ask(key, SUMS_KEPT, look)
-    except TimeoutError:
-        return None
+async def _spend(view: View, by: str, days: int) -> list[dict[str, Any]]:
+    """Sums of the ledger."""
+    found: list[dict[str, Any]] = (await view.ask("getSpend", by=by, days=days))["lines"]
+    return found
 
 
 def _daily(lines: list[dict[str, Any]], days: int) -> Chart:

@@ -23,7 +23,6 @@ from oxherd.web.feed import Feed
 from oxherd.web.following import Following
 from oxherd.web.levels import Levels
 from oxherd.web.problems import Problem
-from oxherd.web.shared import Shared
 
 AUDIT_PATIENCE = 5.0  # seconds
 
@@ -84,7 +83,6 @@ class Desk:
         self.letters = DeadLetters(self.admin)
         self.timetable = Timetable(link, keys)
         self.registry = Registry(link, keys)
-        self.shared = Shared()
         self._stopped = asyncio.Event()
         self.feed = Feed(self.admin, self._stopped)
         self.following = Following(self.admin, keys, reader, self._stopped)

@@ -23,9 +23,8 @@ from oxherd.telemetry.slo import DAY, HOUR, Promises, Standing, worst_first
 from oxherd.web.shared import Shared
 
 MOMENT = 1.0  # seconds: what changes all the time
-WHILE = 5.0  # what workers write four times a minute
+WHILE = 5.0  # what workers write four times a minute, and sums of the ledger
 LONGER = 15.0  # what takes a month's buckets
-SUMS = 60.0  # what takes a month's rows of the ledger
 
 SPANS = {"1h": (HOUR, 60), "6h": (6 * HOUR, 300), "24h": (DAY, 3600), "7d": (7 * DAY, 3600), "30d": (30 * DAY, 21600)}
 
@@ -151,9 +150,9 @@ class Levels:
         return await self._shared.ask("workers", MOMENT, self._registry.workers)
 
     async def spend(self, store: Store, *, by: str, days: int) -> Sequence[SpendSum]:
-        """What was spent, summed as `actions.spend_report` does, up to a minute ago: a month may take a second."""
+        """What was spent, summed as `actions.spend_report` does, a few seconds ago."""
         report = partial(spend_report, store, by=by, days=days)
-        return await self._shared.ask(("spend", by, days), SUMS, report)
+        return await self._shared.ask(("spend", by, days), WHILE, report)
 
     async def spent_today(self) -> Decimal | None:
         """US dollars of model calls since midnight UTC; None without a store."""

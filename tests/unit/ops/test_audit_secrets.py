@@ -6,12 +6,14 @@ import base64
 import dataclasses
 import html
 import json
+import os
 import secrets
 import subprocess
 import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 from bench.audit.planted import Repository, openrouter, plant
 from typer.testing import CliRunner
@@ -26,6 +28,8 @@ from oxherd.ops.audit_sources import Place, Scope
 from oxherd.ops.audit_views import views
 from oxherd.settings import Secret, load
 
+# The schema that GitHub's code scanning names, as Microsoft's package of test helpers brings it.
+SARIF = Path(__file__).parents[2] / "interop/node/node_modules/@microsoft/jest-sarif/lib/schemas/sarif-2.1.0-rtm.5.json"
 TODAY = date(2026, 11, 28)
 run = CliRunner().invoke
 
@@ -128,6 +132,17 @@ def test_sarif_is_what_code_scanning_takes(report):
         assert not place["artifactLocation"]["uri"].startswith("/")
         assert " " not in place["artifactLocation"]["uri"]
         assert set(result["partialFingerprints"]) == {"oxherdSecret/v1"}
+
+
+@pytest.mark.skipif(not SARIF.exists() and os.environ.get("CI") != "true", reason="no schema of SARIF: make node")
+def test_sarif_is_valid_by_its_published_schema(report):
+    schema = json.loads(SARIF.read_text())
+    checked = jsonschema.validators.validator_for(schema)(schema)
+    (first, *rest), today = report.findings, report.today
+    kept = dataclasses.replace(first, accepted=Accepted(first.fingerprint, "a test's", today + timedelta(days=1)))
+    for each in (report, dataclasses.replace(report, findings=(kept, *rest)), dataclasses.replace(report, findings=())):
+        made = json.loads(json.dumps(audit_formats.sarif(each)))
+        assert [f"{list(fault.path)}: {fault.message}" for fault in checked.iter_errors(made)] == []
 
 
 def test_the_page_escapes_what_it_quotes(repo):

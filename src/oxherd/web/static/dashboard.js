@@ -42,7 +42,7 @@ async function refresh() {
     }
   } catch { tell("away", "no connection"); } finally {
     refreshing = false;
-    if (again || document.querySelector("[data-soon]")) { again = false; soon(); }
+    if (again) { again = false; soon(); }
   }
 }
 
@@ -171,6 +171,5 @@ themes(document.getElementById("theme"));
 drawCursors(document);
 watch();
 if (document.querySelector("[data-again]")) setTimeout(() => location.reload(), AGAIN);
-if (document.querySelector("[data-soon]")) setTimeout(refresh, QUIET / 2);
 const stream = document.getElementById("stream");
 if (stream) follow(stream);
