@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from oxherd.errors import RotationStopped, UsageError
-from oxherd.ops.rotate_known import NAMES
+from oxherd.ops.rotate_known import NAMES, how_to_replace
 from oxherd.ops.rotate_state import write_privately
 from oxherd.settings import TABLE, Settings
 
@@ -86,8 +86,7 @@ def due(findings: Iterable[Mapping[str, Any]], settings: Settings) -> list[Due]:
 def _due(variable: str, what: str, why: str, otherwise: str) -> Due:
     if variable in NAMES:
         return Due(variable, what, why, f"oxherd rotate {variable}", can_rotate=True)
-    by_hand = f"replace {variable} where it was made" if variable else otherwise
-    return Due(variable, what, why, by_hand, can_rotate=False)
+    return Due(variable, what, why, how_to_replace(variable) if variable else f"by hand: {otherwise}", can_rotate=False)
 
 
 def _tier(variable: str | None) -> tuple[int, int]:

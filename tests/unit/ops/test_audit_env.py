@@ -207,7 +207,7 @@ def test_the_inventory_has_every_secret_and_no_value():
     page = secrets_page(found({"API_TOKEN": token}))
     assert "| `API_TOKEN` |" in page
     assert "| nowhere | - | `oxherd rotate OPENROUTER_API_KEY` |" in page
-    assert "by hand: make a new SENTRY_DSN where it was made" in page
+    assert "by hand: make a second client key in the project" in page
     assert token not in page
 
 
