@@ -495,6 +495,10 @@ TABLE: tuple[Variable, ...] = (
         "A backup waits there, encrypted, until it is stored: its upload goes on after a crash.", "/var/spool/oxherd",
     ),
     Variable(
+        "BACKUP_PGBACKREST_STANZA", "text", str, "", False, "nobody",
+        "pgBackRest's name for your own server: base backups and `rewind` are then left to it.", "main",
+    ),
+    Variable(
         "AWS_ACCESS_KEY_ID", "text", _secret, None, True, "BACKUP_URL with s3://, unless the machine has a role",
         "The key's id for the bucket.",
     ),
@@ -730,6 +734,7 @@ class Settings:
     backup_identity: tuple[Secret, ...]
     backup_schemas: tuple[str, ...]
     backup_spool: Path | None
+    backup_pgbackrest_stanza: str
     aws_access_key_id: Secret | None
     aws_secret_access_key: Secret | None
     aws_session_token: Secret | None

@@ -54,6 +54,7 @@ VALUES = {
     "BACKUP_IDENTITY": ("hidden-identity,hidden-older", None),
     "BACKUP_SCHEMAS": ("public,oxherd", None),
     "BACKUP_SPOOL": ("/var/spool/oxherd", None),
+    "BACKUP_PGBACKREST_STANZA": ("main", None),
     "AWS_ACCESS_KEY_ID": ("hidden-id", None),
     "AWS_SECRET_ACCESS_KEY": ("hidden-aws", None),
     "AWS_SESSION_TOKEN": ("hidden-session", None),

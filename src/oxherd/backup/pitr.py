@@ -65,6 +65,11 @@ class Base:
     signature: str = ""
 
     @property
+    def bytes(self) -> int:
+        """As they are stored."""
+        return self.piece.stored
+
+    @property
     def objects(self) -> tuple[str, ...]:
         """The names of all its objects, the index first: what is half deleted is not listed."""
         files = (INDEX, f"{FILES}.zst", *(part.name for part in self.piece.parts))
@@ -310,8 +315,7 @@ def rewind(
         BackupDamaged, BackupFailed: none is whole; throw the folder away.
         UsageError: the folder is not empty, or the programs for an incremental one are not here.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", hint="a cluster is only ever made in an empty folder")
+    need_empty(folder)
     chain = archive.before(to)
     base = chain[-1]
     _put_together(storage, chain, identities, folder, told)
@@ -326,6 +330,12 @@ def rewind(
         file.write("recovery_target_action = 'promote'\narchive_mode = 'off'\n")
     (folder / "recovery.signal").touch(mode=0o600)
     return Rewound(base.name, segments, moment, compared)
+
+
+def need_empty(folder: Path) -> None:
+    """Raises UsageError where there is something in a folder in which a cluster is to be made."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", hint="a cluster is only ever made in an empty folder")
 
 
 def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[Any], folder: Path, told: Told) -> None:

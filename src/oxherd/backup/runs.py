@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
-from oxherd.backup import catalogue, create, pitr, retention, sealing, spool, tools, verify
+from oxherd.backup import catalogue, create, pgbackrest, pitr, retention, sealing, spool, tools, verify
 from oxherd.backup.create import Told, quiet
 from oxherd.backup.manifest import Manifest
 from oxherd.backup.storage import Storage, open_storage
@@ -121,6 +121,33 @@ def summary(made: Manifest) -> dict[str, Any]:
         "taken_at": made.taken_at, "server": made.database["server"], "client": made.database["client"],
         "queue_keys": made.queue["keys"] if made.queue else None, "signed": bool(made.signature),
     }  # fmt: skip
+
+
+async def take_base(settings: Settings, *, incremental: bool, told: Told = quiet) -> pitr.Base | pgbackrest.Taken:
+    """Take a base backup, with pgBackRest where its stanza is set. Raises as `pitr.take_base` and `pgbackrest.take`.
+
+    Parameters:
+        settings: the variables.
+        incremental: only what changed since the last one.
+        told: how far it is.
+    """
+    if stanza := settings.backup_pgbackrest_stanza:
+        taken: pgbackrest.Taken = await create.in_thread(
+            lambda stop: pgbackrest.take(stanza, incremental=incremental, stop=stop)
+        )
+        return taken
+    storage, address = open_storage(settings), database_of(settings)
+    return await pitr.take_base(
+        address, storage, settings.backup_recipients, ring_of(settings), incremental=incremental, told=told
+    )
+
+
+def bases(settings: Settings) -> tuple[Sequence[pitr.Base | pgbackrest.Taken], Sequence[str]]:
+    """All base backups, the newest first, and what is wrong with others. Raises as `pgbackrest.backups`."""
+    if stanza := settings.backup_pgbackrest_stanza:
+        return pgbackrest.backups(stanza), ()
+    found = pitr.read(open_storage(settings), ring_of(settings), now=time.time())
+    return found.bases, found.damaged
 
 
 async def prove(

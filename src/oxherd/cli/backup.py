@@ -14,6 +14,7 @@ from oxherd.cli.printing import Json, age, clock, console, duration, note, print
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
+    from oxherd.backup import pgbackrest, pitr
     from oxherd.backup.catalogue import Entry
     from oxherd.backup.create import Told
     from oxherd.ops.plan import Plan
@@ -110,7 +111,12 @@ def create(
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(
+    base_backups: Annotated[
+        bool, typer.Option("--bases", help="The base backups instead, from which `rewind` goes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List finished backups, the newest first, and whether restoring them was proven.
 
     Exit code 1 where the manifest of one can't be read.
@@ -119,6 +125,9 @@ def list_(as_json: Json = False) -> None:
     from oxherd.backup.storage import open_storage
 
     settings = _settings()
+    if base_backups:
+        _list_bases(*runs.bases(settings), as_json=as_json)
+        return
     found = catalogue.read(open_storage(settings), runs.ring_of(settings), now=time.time())
     entries = found.entries
     if as_json:
@@ -133,9 +142,28 @@ def list_(as_json: Json = False) -> None:
         )  # fmt: skip
     else:
         _print_entries(entries)
-    for fault in found.damaged:
+    _tell(found.damaged)
+
+
+def _list_bases(bases: Sequence[pitr.Base | pgbackrest.Taken], damaged: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json([_base_data(each) for each in bases])
+    else:
+        rows = [(each.name, age(each.ended_at), _size(each.bytes), each.after or "", each.server) for each in bases]
+        print_table(("name", "age", "size", "changes since", "postgres"), rows)
+    _tell(damaged)
+
+
+def _base_data(base: pitr.Base | pgbackrest.Taken) -> dict[str, Any]:
+    return {
+        "name": base.name, "ended_at": base.ended_at, "after": base.after, "server": base.server, "bytes": base.bytes
+    }  # fmt: skip
+
+
+def _tell(damaged: Sequence[str]) -> None:
+    for fault in damaged:
         note(fault)
-    if found.damaged:
+    if damaged:
         raise typer.Exit(1)
 
 
@@ -338,25 +366,21 @@ def base(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take a base backup of your own server, from which `rewind` goes to any moment after it."""
-    from oxherd.backup import pitr, runs
-    from oxherd.backup.storage import open_storage
+    """Take a base backup of your own server, from which `rewind` goes to any moment after it.
+
+    With PostgreSQL's own programs, or with pgBackRest where BACKUP_PGBACKREST_STANZA is set.
+    """
+    from oxherd.backup import runs
     from oxherd.ops.recording import audited
 
     settings = _settings()
-    storage, address = open_storage(settings), runs.database_of(settings)
 
     async def act(store: Store | None, told: Told) -> Any:
-        work = pitr.take_base(
-            address, storage, settings.backup_recipients, runs.ring_of(settings), incremental=incremental, told=told
-        )
-        return await audited(store, "takeBase", work)
+        return await audited(store, "takeBase", runs.take_base(settings, incremental=incremental, told=told))
 
     made = _run(settings, act, quiet=as_json)
     if as_json:
-        print_json(
-            {"name": made.name, "ended_at": made.ended_at, "bytes": made.piece.stored, "parts": len(made.piece.parts)}
-        )
+        print_json(_base_data(made))
     else:
         print(made.name)
 

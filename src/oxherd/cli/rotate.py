@@ -183,7 +183,7 @@ def _rotate_leaked(
     replaced.save()
     for each in todo:
         if not each.can_rotate:
-            note(f"by hand: {each.what}: {each.todo}")
+            note(f"{each.variable or each.what}: {each.todo}")
         elif each.variable in replaced.names:
             note(f"{each.variable}: replaced already")
         elif yes or typer.confirm(f"Rotate {each.variable} now?", err=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oxherd.app import keys_of
-from oxherd.backup import catalogue, facts, jobs, restore, runs, sealing, spool, tools
+from oxherd.backup import catalogue, facts, jobs, pgbackrest, restore, runs, sealing, spool, tools
 from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
 from oxherd.clock import mono
@@ -150,6 +150,11 @@ async def diagnose(settings: Settings) -> list[Finding]:
         findings.append(Finding("schemas", ok=True, detail=", ".join(settings.backup_schemas) or scope))
     else:
         findings += [Finding("pg_dump", ok=True, detail=client.shown) for client in clients]
+    if settings.backup_pgbackrest_stanza:
+        await _try(findings, "pgbackrest", asyncio.to_thread(pgbackrest.look, settings.backup_pgbackrest_stanza))
+    elif (found := await asyncio.to_thread(pgbackrest.installed)) is not None:
+        unused = f"{found}, not used: BACKUP_PGBACKREST_STANZA is not set"
+        findings.append(Finding("pgbackrest", ok=True, detail=unused))
     await _try(findings, "storage", asyncio.to_thread(_probe, settings))
     if settings.backup_spool is not None:
         await _try(findings, "spool", asyncio.to_thread(_spool, settings, settings.backup_spool))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from oxherd.backup import pitr, runs, sealing
+from oxherd.backup import pgbackrest, pitr, runs, sealing
 from oxherd.backup.create import Told
 from oxherd.backup.storage import open_storage
 from oxherd.cloud.supabase_admin import SupabaseAdmin
@@ -33,7 +33,13 @@ def moment(text: str) -> datetime:
 def into_folder(
     settings: Settings, identity: Sequence[Secret], to: datetime, folder: Path, told: Told, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Make a data folder that recovers to a moment; or say from which base. Raises as `pitr.rewind`."""
+    """Make a data folder that recovers to a moment, or say from which base; with pgBackRest where its stanza is set.
+
+    Raises as `pitr.rewind` and `pgbackrest.rewind`.
+    """
+    if stanza := settings.backup_pgbackrest_stanza:
+        base = pgbackrest.before(stanza, to) if dry_run else pgbackrest.rewind(stanza, to, folder)
+        return {"base": base.name, "to": to.isoformat(), "damaged": ()}
     storage = open_storage(settings)
     archive = pitr.read(storage, runs.ring_of(settings), now=time.time())
     if dry_run:

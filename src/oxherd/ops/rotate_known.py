@@ -17,6 +17,7 @@ from oxherd.errors import RotationStopped, UsageError
 from oxherd.ops.deploy import SETTLE
 from oxherd.ops.lock import held
 from oxherd.ops.rotate import PATIENCE, Consumers, Person, Rotation, Rotator, Scene
+from oxherd.ops.rotate_by_hand import BY_HAND
 from oxherd.ops.rotate_consumers import ByHand, OnRailway, Several
 from oxherd.ops.rotate_encryption import EncryptionKey
 from oxherd.ops.rotate_guided import GUIDES, Guided
@@ -74,14 +75,17 @@ def how_to_replace(name: str) -> str:
     """What to do to replace a secret: the command, or the work by hand where there is none."""
     if name in NAMES:
         return f"`oxherd rotate {name}`"
-    return f"by hand: make a new {name} where it was made, `oxherd env push` it, then revoke the old one"
+    other = f"make a new {name} where it was made, `oxherd env push` it, then revoke the old one"
+    return f"by hand: {BY_HAND.get(name, other)}"
 
 
 def check_name(name: str) -> str:
     """Raises UsageError for what can't be rotated."""
+    if name in BY_HAND:
+        raise UsageError(f"no command replaces {name}", hint=how_to_replace(name))
     if name not in NAMES:
         raise UsageError(f"{name!r} is no secret that can be rotated; these are: {', '.join(sorted(NAMES))}",
-                         hint="docs/rotation.md says how to replace others by hand")  # fmt: skip
+                         hint="a secret's own name, as docs/settings.md has it")  # fmt: skip
     return name
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from oxherd.errors import RotationStopped, UsageError
-from oxherd.ops.rotate_known import NAMES
+from oxherd.ops.rotate_known import NAMES, how_to_replace
 from oxherd.ops.rotate_state import write_privately
 from oxherd.settings import TABLE, Settings
 
@@ -86,8 +86,7 @@ def due(findings: Iterable[Mapping[str, Any]], settings: Settings) -> list[Due]:
 def _due(variable: str, what: str, why: str, otherwise: str) -> Due:
     if variable in NAMES:
         return Due(variable, what, why, f"oxherd rotate {variable}", can_rotate=True)
-    by_hand = f"replace {variable} where it was made" if variable else otherwise
-    return Due(variable, what, why, by_hand, can_rotate=False)
+    return Due(variable, what, why, how_to_replace(variable) if variable else f"by hand: {otherwise}", can_rotate=False)
 
 
 def _tier(variable: str | None) -> tuple[int, int]:
@@ -114,15 +113,10 @@ class Replaced:
 
     Raises:
         RotationStopped: there is nothing to go on with.
-        UsageError: the report can't be read.
     """
 
     def __init__(self, folder: Path, report: Path, *, resume: bool) -> None:
-        try:
-            digest = hashlib.sha256(report.read_bytes()).hexdigest()[:16]
-        except OSError as error:
-            raise UsageError(f"{report} can't be read: {error.strerror}") from None
-        self._file = folder / f"{digest}.leaked"
+        self._file = folder / f"{hashlib.sha256(report.read_bytes()).hexdigest()[:16]}.leaked"
         if resume and not self._file.exists():
             raise RotationStopped(
                 f"nothing of {report} is under way", hint=f"oxherd rotate --leaked {report}, without --resume"

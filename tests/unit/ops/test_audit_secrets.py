@@ -6,12 +6,14 @@ import base64
 import dataclasses
 import html
 import json
+import os
 import secrets
 import subprocess
 import sys
 from datetime import date, timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 from bench.audit.planted import Repository, openrouter, plant
 from typer.testing import CliRunner
@@ -26,6 +28,8 @@ from oxherd.ops.audit_sources import Place, Scope
 from oxherd.ops.audit_views import views
 from oxherd.settings import Secret, load
 
+# The schema that GitHub's code scanning names, as Microsoft's package of test helpers brings it.
+SARIF = Path(__file__).parents[2] / "interop/node/node_modules/@microsoft/jest-sarif/lib/schemas/sarif-2.1.0-rtm.5.json"
 TODAY = date(2026, 11, 28)
 run = CliRunner().invoke
 
@@ -130,6 +134,17 @@ def test_sarif_is_what_code_scanning_takes(report):
         assert set(result["partialFingerprints"]) == {"oxherdSecret/v1"}
 
 
+@pytest.mark.skipif(not SARIF.exists() and os.environ.get("CI") != "true", reason="no schema of SARIF: make node")
+def test_sarif_is_valid_by_its_published_schema(report):
+    schema = json.loads(SARIF.read_text())
+    checked = jsonschema.validators.validator_for(schema)(schema)
+    (first, *rest), today = report.findings, report.today
+    kept = dataclasses.replace(first, accepted=Accepted(first.fingerprint, "a test's", today + timedelta(days=1)))
+    for each in (report, dataclasses.replace(report, findings=(kept, *rest)), dataclasses.replace(report, findings=())):
+        made = json.loads(json.dumps(audit_formats.sarif(each)))
+        assert [f"{list(fault.path)}: {fault.message}" for fault in checked.iter_errors(made)] == []
+
+
 def test_the_page_escapes_what_it_quotes(repo):
     repo.commit("<b>.env", f"KEY={openrouter()}\n")
     page = audit_formats.page(look(repo.folder))
@@ -193,6 +208,14 @@ def test_a_list_of_fingerprints_finds_them_for_those_who_do_not_have_the_secrets
 def test_fingerprints_differ_from_key_to_key():
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     assert Marker(Secret(key)).of(b"x") == Marker(Secret(key)).of(b"x") != Marker(None).of(b"x")
+
+
+@pytest.mark.parametrize("last", ["a", "/", "+"], ids=["letter", "slash", "plus"])
+@pytest.mark.parametrize("after", ["\n", '"', ""], ids=["line", "quote", "end"])
+def test_the_key_of_an_aws_account_may_end_in_any_of_its_characters(tmp_path, last, after):
+    key = base64.b64encode(secrets.token_bytes(30)).decode()[:39] + last
+    (tmp_path / "a.txt").write_text(f"aws_secret_access_key = {after.strip()}{key}{after}")
+    assert values(look(tmp_path)) == [key]
 
 
 def test_a_comment_does_not_hide_a_secret(repo):
@@ -312,21 +335,37 @@ def test_a_broken_archive_does_not_stop_the_audit(repo):
     assert key in values(report)
 
 
-def test_a_crash_of_the_scanner_shows_no_secret(repo, monkeypatch):
-    key = openrouter()
-    repo.commit("a.txt", key)
+@pytest.mark.parametrize(
+    ("place", "name"), [(audit_secrets.Detector, "hits"), (audit_secrets, "_finding")], ids=["scanner", "report"]
+)
+def test_a_crash_shows_no_secret(repo, monkeypatch, place, name):
+    key, other = openrouter(), openrouter()
+    repo.commit(f"{other}.txt", key)
 
-    def crash(self, path, data):
-        raise RuntimeError(f"can't read {data!r}")
+    def crash(*texts):
+        raise RuntimeError(f"can't read {texts!r} {key}")
 
-    monkeypatch.setattr(audit_secrets.Detector, "hits", crash)
+    monkeypatch.setattr(place, name, crash)
     with pytest.raises(AuditFailed) as caught:
         look(repo.folder)
-    assert key not in str(caught.value)
     done = run(app, ["audit", "secrets", str(repo.folder)])
     assert done.exit_code == 1
-    assert key not in done.output + str(done.exception)
-    assert "could not be scanned: RuntimeError" in done.stderr
+    for text in (str(caught.value), done.output + str(done.exception)):
+        assert key not in text
+        assert other not in text
+    assert "RuntimeError in test_audit_secrets.py, line " in done.stderr
+
+
+def test_what_was_skipped_is_told_without_the_secret_in_its_name(repo, monkeypatch):
+    key = openrouter()
+    repo.write(f"{key}.zip", b"PK\x03\x04" + secrets.token_bytes(50))
+    (words,) = look(repo.folder).skipped
+    assert words == f"{masked(key)}.zip is no archive that can be opened; it was read as it is"
+
+
+def test_a_secret_of_any_service_has_a_name_to_read(report):
+    names = {each.kind.name for each in report.findings}
+    assert {"Anthropic API key", "AWS access token", "GitHub PAT"} <= names
 
 
 def test_without_the_scanner_the_command_says_how_to_get_it(repo, monkeypatch):
