@@ -32,7 +32,7 @@ from oxherd.settings import Secret
 from oxherd.telemetry import conventions, events
 from oxherd.telemetry.channels import PATIENCE, Undelivered, Wording
 from oxherd.telemetry.conventions import Attributes
-from oxherd.telemetry.events import Event, Subscriber, attach, carry, emit, trace
+from oxherd.telemetry.events import Event, Subscriber, attach, carry, trace
 
 LAST_WORDS = 2.0  # seconds that the SDK may take to send what is left
 MARGIN = 5  # minutes by which a check-in may be late
@@ -339,7 +339,7 @@ class Trial:
         transport: Any = sentry_sdk.get_client().transport
         transport.on_dropped_event = lost.append  # the SDK tells nobody else
         begun = mono()
-        emit(words.event)
+        words.announce()
         await asyncio.to_thread(sentry_sdk.flush, PATIENCE)
         if mono() - begun >= PATIENCE:
             lost.append("no answer")

@@ -112,7 +112,7 @@ class Watchdogs:
         told = []
         for notice in list(looked.notices):
             words = Wording(notice, self._keys.queue, self._runbooks)
-            emit(words.event)
+            words.announce()
             if await deliver(self._channels, words, self._undelivered):
                 looked.told(notice, wall_ms() / 1000)
                 told.append(notice)
