@@ -210,6 +210,14 @@ def test_fingerprints_differ_from_key_to_key():
     assert Marker(Secret(key)).of(b"x") == Marker(Secret(key)).of(b"x") != Marker(None).of(b"x")
 
 
+@pytest.mark.parametrize("last", ["a", "/", "+"], ids=["letter", "slash", "plus"])
+@pytest.mark.parametrize("after", ["\n", '"', ""], ids=["line", "quote", "end"])
+def test_the_key_of_an_aws_account_may_end_in_any_of_its_characters(tmp_path, last, after):
+    key = base64.b64encode(secrets.token_bytes(30)).decode()[:39] + last
+    (tmp_path / "a.txt").write_text(f"aws_secret_access_key = {after.strip()}{key}{after}")
+    assert values(look(tmp_path)) == [key]
+
+
 def test_a_comment_does_not_hide_a_secret(repo):
     repo.commit("a.py", f'KEY = "{openrouter()}"  # gitleaks:allow  kingfisher:ignore  betterleaks:allow\n')
     assert len(look(repo.folder).failing) == 1
