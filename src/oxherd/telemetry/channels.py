@@ -20,6 +20,7 @@ import orjson
 from oxherd.clock import wall_ms
 from oxherd.settings import Secret, Settings
 from oxherd.telemetry.alerts import KINDS, Alert, Notice
+from oxherd.telemetry.events import AlertFired, AlertResolved
 
 PATIENCE = 10.0  # seconds for one message
 TRIES = 3
@@ -82,6 +83,15 @@ class Wording:
     def runbook(self) -> str:
         """The page that says what to do."""
         return f"{self.runbooks.rstrip('/')}/{self.notice.alert.kind}.md"
+
+    @property
+    def event(self) -> AlertFired | AlertResolved:
+        """As an event, for the log, metrics and Sentry."""
+        alert = self.notice.alert
+        common = {"alert": alert.kind, "subject": alert.subject, "severity": alert.severity}
+        if self.notice.what == "resolved":
+            return AlertResolved(**common, seconds=round(alert.seen - alert.since, 1))
+        return AlertFired(**common, summary=alert.summary, runbook=self.runbook, again=self.notice.what == "again")
 
     def data(self) -> dict[str, Any]:
         """As JSON-able data, for programs."""
