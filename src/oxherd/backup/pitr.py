@@ -53,6 +53,7 @@ class Base:
         after: the base backup that it has only the changes since; None for a whole one.
         piece: what is stored.
         wal: the first WAL file that it needs.
+        segment: bytes of a WAL file of that server.
         signature: see `signed`.
     """
 
@@ -62,6 +63,7 @@ class Base:
     after: str | None
     piece: manifest.Piece
     wal: str
+    segment: int
     signature: str = ""
 
     @property
@@ -119,6 +121,23 @@ class Archive:
             raise BackupDamaged(f"no base backup before {to.isoformat()} can be used: {'; '.join(self.damaged)}")
         raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
 
+    def reach(self, base: Base) -> tuple[float, str]:
+        """How far archived WAL goes on from a base backup without a gap.
+
+        Returns the wall seconds at which the last such file was stored, which is a bit after what it has, and the name
+        of the one that is missing next where later ones are there; empty where none is missing.
+        """
+        per = (1 << 32) // base.segment
+        stored: dict[int, float] = {}
+        for each in self.wal:
+            if len(_file(each)) == 24 and needed(each, base.wal):  # of any timeline: a new one goes on where it began
+                stored[_place(_file(each), per)] = each.at
+        until, place = base.ended_at / 1000, _place(base.wal, per)
+        while place in stored:
+            until, place = max(until, stored[place]), place + 1
+        is_gap = any(each > place for each in stored)
+        return until, f"{base.wal[:8]}{place // per:08X}{place % per:08X}" if is_gap else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Rewound:
@@ -163,6 +182,7 @@ async def take_base(
     connection = await address.connect()
     try:
         server = await create.look(connection)
+        segment = await connection.fetchval("select setting::int from pg_settings where name = 'wal_segment_size'")
     except FAULTS as error:
         raise address.unreachable(error) from None
     finally:
@@ -185,7 +205,8 @@ async def take_base(
             )
     files, first = look.found()
     await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", sealing.zipped(files))
-    made = Base(name, wall_ms(), server.major, before.name if before else None, piece, first).signed(ring)
+    made = Base(name, wall_ms(), server.major, before.name if before else None, piece, first, segment)
+    made = made.signed(ring)
     await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(made))
     return made
 
@@ -424,6 +445,10 @@ def _fetch_wal(archive: Archive, storage: Storage, identities: Sequence[Any], fi
 def needed(wal: Stored, first: str) -> bool:
     """Whether archived WAL is needed by a base backup that begins at WAL file `first`; timelines' histories are."""
     return _file(wal).endswith(".history") or _file(wal) >= first
+
+
+def _place(name: str, per: int) -> int:
+    return int(name[8:16], 16) * per + int(name[16:24], 16)
 
 
 def _file(wal: Stored) -> str:
