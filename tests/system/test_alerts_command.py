@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.sentry import FakeSentry
 from oxherd.queue.alertbook import AlertBook
 from oxherd.queue.connection import Link
 from oxherd.queue.indicators import Indicators
@@ -71,6 +73,24 @@ def test_a_channel_that_does_not_answer_is_named_and_its_address_is_not(oxherd):
     assert tried.returncode == 1
     assert "slack" in tried.stdout
     assert "hidden-path" not in tried.stdout + tried.stderr
+
+
+async def test_sentry_is_tried_with_an_alert_like_the_real_ones(oxherd):
+    async with FakeSentry() as sentry:
+        tried = await asyncio.to_thread(oxherd, "alerts", "test", "--json", SENTRY_DSN=sentry.dsn)
+        (event,) = sentry.all("event")
+    assert json.loads(tried.stdout) == {"channels": {"sentry": {"ok": True, "error": None}}}
+    assert (event["message"], event["level"]) == ("This is a test: nothing is wrong.", "warning")
+    assert event["tags"]["alert"] == "queue-age"
+    assert event["extra"]["runbook"].endswith("/queue-age.md")
+
+
+async def test_a_sentry_that_takes_no_alert_is_told(oxherd):
+    async with FakeSentry() as sentry:
+        tried = await asyncio.to_thread(oxherd, "alerts", "test", SENTRY_DSN=f"{sentry.dsn}0")
+    assert (tried.returncode, "HTTP 404" in tried.stdout) == (1, True), tried.stdout
+    tried = await asyncio.to_thread(oxherd, "alerts", "test", SENTRY_DSN="http://key@127.0.0.1:9/1")
+    assert (tried.returncode, "no answer" in tried.stdout) == (1, True), tried.stdout
 
 
 async def test_objectives_of_the_file_are_told_and_reported(oxherd, link, queue_name, tmp_path: Path):

@@ -533,6 +533,10 @@ async def test_a_session_reads_and_acts_with_its_csrf_token_only(place: Place):
         await browser("POST", "/jobs", body, expect=201, headers={**csrf, **ours})
         await browser("DELETE", "/session")
         await browser("GET", "/session", expect=401)
+        await browser("DELETE", "/session")
+    lines = (await place.api("GET", "/audit"))["lines"]
+    kept = [(line["action"], line["actor"], line["target"]) for line in lines if line["action"].startswith("log")]
+    assert kept == [("logOut", "session", "act"), ("logIn", "session", "act")], "who has no session ends none"
 
 
 async def test_a_session_of_the_read_token_can_not_act(place: Place):

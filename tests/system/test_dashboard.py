@@ -104,12 +104,41 @@ def test_every_page_opens_without_complaint_and_passes_axe_in_light_and_dark(vis
         page = seen.go(path)
         expect(page.locator("h1")).to_be_visible()
         expect(page.locator("#pulse")).to_have_attribute("data-state", "live")
-        for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
-            page.emulate_media(color_scheme=scheme)
-            assert violations(page, **rules) == [], (name, scheme)
-            if WANTED and f"{name}-{scheme}" in SHOWN:
-                page.screenshot(path=SHOTS / f"dashboard-{name}-{scheme}.png")
-        page.emulate_media(color_scheme="light")
+        passes_axe(page, name)
+
+
+def passes_axe(page: Page, name: str) -> None:
+    for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page, **rules) == [], (name, scheme)
+        if WANTED and f"{name}-{scheme}" in SHOWN:
+            page.screenshot(path=SHOTS / f"dashboard-{name}-{scheme}.png")
+    page.emulate_media(color_scheme="light")
+
+
+def test_what_is_shown_instead_of_a_page_passes_axe_too(visit, place: Place):
+    axe()
+    seen = visit()
+    passes_axe(seen.go("/jobs/no-such-job", status=404), "nothing there")
+    passes_axe(seen.go("/jobs?state=nonsense", status=422), "a wrong filter")
+    stranger = visit(token=None)
+    passes_axe(stranger.go("/login"), "the login")
+    stranger.page.get_by_label("Token").fill("a wrong one")
+    stranger.page.keyboard.press("Enter")
+    expect(stranger.page.get_by_role("alert")).to_be_visible()
+    passes_axe(stranger.page, "a refused login")
+    with place.alone(place.redis_url) as address:
+        for path in ("/", "/spend", f"/jobs/{place.jobs['reply']}", "/login"):
+            stranger.page.goto(address + path)
+            passes_axe(stranger.page, f"{path} without a database and a token")
+        stranger.context.set_extra_http_headers({"X-Forwarded-For": "192.0.2.1"})
+        stranger.page.goto(address)
+        expect(stranger.page.locator("main")).to_contain_text("API_TOKEN is not set")
+        passes_axe(stranger.page, "one who is not let in")
+        stranger.context.close()
+    stranger.elsewhere = [each for each in stranger.elsewhere if not each.startswith(address)]
+    for each in (seen, stranger):
+        each.complaints = [said for said in each.complaints if "responded with a status of" not in said]
 
 
 def test_every_page_fits_a_phone_of_360_pixels(visit, place: Place):

@@ -41,7 +41,14 @@ def test_every_drill_recovers_by_its_runbook_and_the_report_has_it(runs_url, tmp
         assert each["rto_seconds"] > 0
     assert results["redis-lost"]["gone"] <= 3
     assert results["bad-deploy"]["broken_exit_code"] == 2
-    assert [each["code"] for each in results["key-leaked"]["commands"]][:5] == [1, 1, 1, 1, 0]  # found, three switches
+    assert [each["code"] for each in results["key-leaked"]["commands"]][:6] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]  # found, four switches
     assert 5 <= results["runaway-spend"]["calls_before_the_cap"] <= 10
     assert "<svg" not in report.read_text()  # no history yet
 

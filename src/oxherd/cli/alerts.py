@@ -90,19 +90,27 @@ def silences(as_json: Json = False) -> None:
 
 @app.command("test")
 def try_channels(as_json: Json = False) -> None:
-    """Send a message to each configured channel. Exit code 1 where one did not take it."""
+    """Send a message to each configured channel, Sentry included. Exit code 1 where one did not take it."""
     import asyncio
 
     from oxherd import settings as variables
-    from oxherd.app import run_loop
+    from oxherd.app import in_time, run_loop, start_sentry
     from oxherd.clock import wall_ms
     from oxherd.telemetry.alerts import Alert, Notice
     from oxherd.telemetry.channels import Undelivered, Wording, channels_of
 
     settings = variables.load()
-    channels = channels_of(settings)
+    channels, stop_sentry = channels_of(settings), start_sentry(settings)
+    if stop_sentry is not None:
+        from oxherd.telemetry.sentry import Trial
+
+        channels.append(Trial())
+    elif settings.sentry_dsn is not None:
+        raise UsageError("SENTRY_DSN is set, but not the extra", hint="pip install 'oxherd[sentry]'")
     if not channels:
-        raise OxherdError("no channel is configured", hint="set ALERT_WEBHOOK_URL or another: docs/alerts.md")
+        raise OxherdError(
+            "no channel is configured", hint="set ALERT_WEBHOOK_URL, SENTRY_DSN or another: docs/alerts.md"
+        )
     now = wall_ms() / 1000
     alert = Alert("queue-age", "test", "This is a test: nothing is wrong.", "ticket", since=now, seen=now)
     words = Wording(Notice("fired", alert), settings.job_queue_name, settings.runbooks_url)
@@ -115,7 +123,9 @@ def try_channels(as_json: Json = False) -> None:
                 return str(error)
             return ""
 
-        return await asyncio.gather(*(one(channel) for channel in channels))
+        found = await asyncio.gather(*(one(channel) for channel in channels))
+        await in_time(stop_sentry)
+        return found
 
     faults = dict(zip((channel.name for channel in channels), run_loop(tell()), strict=True))
     if as_json:

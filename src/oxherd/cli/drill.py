@@ -13,7 +13,7 @@ from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from oxherd.ops.drill import Result
-    from oxherd.settings import Settings
+    from oxherd.settings import RedisTarget, Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -187,10 +187,12 @@ def plan() -> None:
 def _inventory(settings: Settings) -> list[tuple[str, str]]:
     from oxherd.store.address import parse
 
-    database = "not configured" if settings.database_url is None else parse(settings.database_url.reveal()).shown
+    redis: RedisTarget | None = settings.redis_url  # None, as nobody needed it when the settings were read
+    queue_at = redis.shown if redis is not None else "a Redis that is NOT CONFIGURED: set REDIS_URL"
+    database = parse(settings.database_url.reveal()).shown if settings.database_url else settings.supabase_url
     return [
-        ("queue", f"{settings.job_queue_name} at {settings.redis_url.shown}"),
-        ("database", settings.supabase_url or database),
+        ("queue", f"{settings.job_queue_name} at {queue_at}"),
+        ("database", database or "NOT CONFIGURED: set DATABASE_URL"),
         ("model service", settings.openrouter_base_url),
         ("backups", settings.backup_url or "NOT CONFIGURED: set BACKUP_URL"),
         ("key of credentials", "ENCRYPTION_KEY is set" if settings.encryption_key else "ENCRYPTION_KEY is not set"),

@@ -110,8 +110,15 @@ def kind_of(rule: str, value: str) -> Kind:
     ours = rule if rule in KINDS else next((ours for part, ours in _SAME.items() if part in rule), None)
     if ours:
         return KINDS[ours]
-    words = rule.rpartition(".")[2].rpartition("/")[2]
-    return Kind(rule, words.replace("-", " "), words.partition("-")[0] if "-" in words else words)
+    service, *rest = (_SPELT.get(word, word) for word in rule.rpartition(".")[2].rpartition("/")[2].split("-"))
+    service = service if any(map(str.isupper, service)) else service.capitalize()
+    return Kind(rule, " ".join([service, *rest]), service)
+
+
+_SPELT = {
+    "api": "API", "aws": "AWS", "gcp": "GCP", "github": "GitHub", "gitlab": "GitLab", "jwt": "JWT", "openai": "OpenAI",
+    "pat": "PAT", "pypi": "PyPI", "uri": "URI", "url": "URL",
+}  # fmt: skip
 
 
 def jwt_claims(text: str) -> dict[str, Any]:

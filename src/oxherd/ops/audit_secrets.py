@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -25,7 +27,20 @@ CONTEXTS = 3  # surroundings of one secret that are kept
 
 
 class AuditFailed(OxherdError):
-    """The scanner itself failed. Its message is left out: it could quote what was scanned."""
+    """The audit itself failed. What the fault says is left out: it could quote what was looked at."""
+
+
+@contextmanager
+def _quoting_nothing(what: str) -> Iterator[None]:
+    """Turn a fault of ours, or of the scanner's, into one that says where it is and not what it says."""
+    try:
+        yield
+    except OxherdError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is, its words may quote a text
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        kind = f"{type(error).__name__} in {Path(at.filename).name}, line {at.lineno}"
+        raise AuditFailed(f"{what}: {kind}", hint="please report it") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +172,19 @@ def audit(
         UsageError: kingfisher is not installed, or git can't read the repository.
         AuditFailed: the scanner failed.
     """
+    with _quoting_nothing("the audit failed"):
+        return _audit(root, scope, marker, known, installed, today, progress)
+
+
+def _audit(
+    root: Path,
+    scope: Scope,
+    marker: Marker,
+    known: Known,
+    installed: Iterable[tuple[str, Secret]],
+    today: date,
+    progress: Callable[[int], None],
+) -> Report:
     detector = Detector(Recogniser(marker, installed, known.installed))
     skipped: list[str] = []
     gathered: dict[str, dict[Seen, _Hit]] = {}
@@ -173,7 +201,7 @@ def audit(
     values = [each.value.reveal() for each in findings]
     return Report(
         root.resolve().name, tuple(_with_masked_paths(each, values) for each in findings), (number, size),
-        tuple(sorted(set(skipped))), today,
+        tuple(sorted({_hidden(each, values) for each in skipped})), today,
     )  # fmt: skip
 
 
@@ -188,10 +216,8 @@ def _and_their_names(found: Iterable[Text], names: set[str]) -> Iterator[Text]:
 def _hits(detector: Detector, text: Text, skipped: list[str]) -> Iterator[tuple[_Hit, Seen]]:
     origins: Sequence[Any] = sorted(text.origins, key=lambda origin: origin.at) or [None]
     for path, data in detector.unpacked(text.path, text.data, skipped):
-        try:
+        with _quoting_nothing(f"{_LONG_WORD.sub('…', text.path)} could not be scanned"):
             found = detector.hits(path, data)
-        except Exception as error:  # noqa: BLE001  whatever it is, its words may quote the text
-            raise AuditFailed(f"{text.path} could not be scanned: {type(error).__name__}") from None
         for hit in found:
             for origin in dict.fromkeys((origins[0], origins[-1])):
                 yield (
@@ -231,14 +257,18 @@ def _trust(rule: str) -> int:
 
 
 def _with_masked_paths(finding: Finding, values: Sequence[str]) -> Finding:
-    def hidden(path: str) -> str:
-        for value in values:
-            path = path.replace(value, masked(value))
-        return path
+    seen = tuple(dataclasses.replace(each, path=_hidden(each.path, values)) for each in finding.seen)
+    return dataclasses.replace(finding, seen=seen)
 
-    return dataclasses.replace(
-        finding, seen=tuple(dataclasses.replace(each, path=hidden(each.path)) for each in finding.seen)
-    )
+
+def _hidden(text: str, values: Sequence[str]) -> str:
+    """A path, or words with one, without the secrets that are in its names."""
+    for value in values:
+        text = text.replace(value, masked(value))
+    return text
+
+
+_LONG_WORD = re.compile(r"[A-Za-z0-9_+=-]{20,}")  # in a path; before the end nobody knows whether it is a secret
 
 
 class Detector:

@@ -37,6 +37,7 @@ MOST = 1 << 16  # bytes of an answer
 MOST_PLACES = 3  # projects, accounts that one secret is tried with
 PROJECT = "https://{}.supabase.co"
 _REF = re.compile(r"https://([a-z]{20})\.supabase\.co\b")
+_SENTRY = re.compile(r"https://(?:[a-z]+\.)?sentry\.io")  # and its regions
 _EMAIL = re.compile(r"(?i)upstash[\w-]{0,12}e?mail[\"'\s:=]{1,6}([\w.+-]+@[\w.-]+\w)")
 
 
@@ -78,9 +79,10 @@ class _Asker:
         }  # fmt: skip
 
     async def ask(self, finding: Finding) -> Answer:
-        rule = finding.kind.rule
-        question = self._questions.get(rule.removeprefix(INSTALLED), self._service_of_the_scanner)
+        question = self._questions.get(finding.kind.rule.removeprefix(INSTALLED))
         try:
+            if question is None:
+                return await self._service_of_the_scanner(finding)
             async with asyncio.timeout(LONGEST):
                 return await question(finding)
         except TimeoutError:
@@ -117,7 +119,7 @@ class _Asker:
     async def _sentry(self, finding: Finding) -> Answer:
         value, here = finding.value.reveal(), self._settings.sentry_url.rstrip("/")
         home = _home_of(value)
-        if home not in {"", here} and not (home.endswith("sentry.io") and here.endswith("sentry.io")):
+        if home not in {"", here} and not (_SENTRY.fullmatch(home) and _SENTRY.fullmatch(here)):
             return None, "it belongs to a Sentry that SENTRY_URL does not name"
         status, said = await self._get(f"{here}/api/0/", _bearer(value))
         auth = said.get("auth") if isinstance(said, dict) else None
@@ -194,7 +196,7 @@ class _Asker:
 
     async def _service_of_the_scanner(self, finding: Finding) -> Answer:
         """The scanner's own call of the service, with what stands around the secret: some take two secrets together."""
-        async with self._scanner:
+        async with self._scanner:  # in turns: waiting takes none of a secret's own time
             outcomes = await asyncio.to_thread(_outcomes, finding)
         if "verified_active" in outcomes:
             return True, "its service takes it"
@@ -254,7 +256,7 @@ def _of_gateway(status: int, said: Any) -> Answer:
     """What Supabase's gateway, or PostgREST behind it, makes of a key. Only the latter's errors have a code."""
     code = str(said.get("code") or "") if isinstance(said, dict) else ""
     message = str(said.get("message") or "") if isinstance(said, dict) else ""
-    if code.startswith("PGRST30") or (status == 401 and "API key" in message):
+    if code.startswith("PGRST30") or (status == 401 and message.startswith(("Invalid API key", "Legacy API keys"))):
         return False, "its Supabase project refuses it"
     if 200 <= status < 300 or (400 <= status < 500 and code):
         return True, "its Supabase project takes it"

@@ -230,15 +230,15 @@ class Stage:
         """Of the stack as it is now."""
         return variables.load(self.variables)
 
-    async def hand_over(self, name: str) -> None:
+    async def hand_over(self) -> None:
         """Be the person for whom a rotation waits: run workers with the values that it has left, then stop the others.
 
         Raises:
             CommandFailed: it waits for nothing.
         """
-        file = self.folder / ".oxherd" / "rotations" / f"{name}.env"
-        if not file.exists():
-            raise CommandFailed(f"the rotation of {name} stopped, and not for its new value to be set")
+        file = next((self.folder / ".oxherd" / "rotations").glob("*.env"), None)
+        if file is None:
+            raise CommandFailed("the rotation stopped, and not for its new value to be set")
         values, _ = parse(file.read_text(), file.name)
         self.variables |= {each: value.reveal() for each, value in values.items()}
         old = list(self.workers)

@@ -167,22 +167,21 @@ def flip(path: Path) -> None:
 
 
 async def key_leaked(stage: Stage, result: Result) -> None:
-    """ENCRYPTION_KEY is in a repository's history; it is replaced while workers run jobs that open what it sealed."""
-    name = "ENCRYPTION_KEY"
-    leaked = stage.variables[name]
-    commit(stage.folder / "repository", f"{name}={leaked}\n", "# set it here\n")
-    stage.extra |= {"REPOSITORY": "repository"}
+    """Two keys are in a repository's history; they are replaced while workers run jobs that open what one sealed."""
+    leaked = {name: stage.variables[name] for name in ("ENCRYPTION_KEY", "OPENROUTER_API_KEY")}
+    commit(stage.folder / "repository", "".join(f"{name}={value}\n" for name, value in leaked.items()), "# none here\n")
+    stage.extra |= {"REPOSITORY": "repository", "OPENROUTER_MANAGEMENT_KEY": stage.provider.management_key}
     await stage.run(f"echo generated-for-the-drill | oxherd credentials put {CREDENTIAL}")
     await stage.until_ended(await stage.add(JOBS, job="drill.open"), share=0.2)
     async with damage(stage, result):
         await stage.follow(result, slice(2))
         while result.commands[-1].code:
             await stage.add(AFTER, job="drill.open")
-            await stage.hand_over(name)
+            await stage.hand_over()
             await stage.follow(result, slice(2, 3))
         await stage.follow(result, slice(3, None))
-    if leaked in ",".join((stage.variables[name], stage.variables["ENCRYPTION_KEYS_PREVIOUS"])):
-        raise CommandFailed(f"workers still have the {name} that leaked")
+    if kept := [name for name, value in leaked.items() if value in ",".join(stage.variables.values())]:
+        raise CommandFailed(f"workers still have what leaked: {', '.join(kept)}")
 
 
 def commit(folder: Path, *versions: str) -> None:
@@ -204,7 +203,7 @@ async def key_revoked(stage: Stage, result: Result) -> None:
         ids = await stage.add(JOBS, job="drill.ask")
         await stage.until_ended(ids[:1], states=frozenset({State.FAILED}))
         await stage.follow(result, slice(2))
-        await stage.hand_over("OPENROUTER_API_KEY")
+        await stage.hand_over()
         await stage.follow(result, slice(2, None))
     if stage.provider.calls < JOBS:
         raise CommandFailed(f"{JOBS - stage.provider.calls} of {JOBS} jobs had no answer from the model service")

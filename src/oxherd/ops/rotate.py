@@ -277,7 +277,7 @@ class Rotator:
             self._file.save(self._progress)  # first: whoever dies now can go on, and so free the secret again
         try:
             await reserve(self._settings, name, holder, self._tell_of_lock)
-            self._tell_of_lock = _nothing  # once is enough
+            self._tell_of_lock = lambda _: None  # once is enough
             yield
         except (Exception, asyncio.CancelledError, KeyboardInterrupt):
             if begins:
@@ -290,7 +290,8 @@ class Rotator:
     @property
     def _settings(self) -> Settings:
         """Those that work at this stage."""
-        is_late = ORDER.index(self._progress.stage) > ORDER.index(Stage.SWITCH)
+        progress = self._progress
+        is_late = ORDER.index(progress.stage) > ORDER.index(Stage.SWITCH) and not progress.rolling_back
         return self._rotation.settings_after() if is_late else self._rotation.scene.settings
 
     async def _verify(self) -> None:
@@ -340,7 +341,3 @@ class Rotator:
         seconds = (wall_ms() - progress.began_at) / 1000
         operation = Operation("rotation", progress.name, outcome, seconds, summary)
         await record(settings, "rotate", operation, rotation.scene.tell)
-
-
-def _nothing(_: str) -> None:
-    pass

@@ -113,15 +113,10 @@ class Replaced:
 
     Raises:
         RotationStopped: there is nothing to go on with.
-        UsageError: the report can't be read.
     """
 
     def __init__(self, folder: Path, report: Path, *, resume: bool) -> None:
-        try:
-            digest = hashlib.sha256(report.read_bytes()).hexdigest()[:16]
-        except OSError as error:
-            raise UsageError(f"{report} can't be read: {error.strerror}") from None
-        self._file = folder / f"{digest}.leaked"
+        self._file = folder / f"{hashlib.sha256(report.read_bytes()).hexdigest()[:16]}.leaked"
         if resume and not self._file.exists():
             raise RotationStopped(
                 f"nothing of {report} is under way", hint=f"oxherd rotate --leaked {report}, without --resume"

@@ -98,7 +98,8 @@ class OpenRouterKey(Rotation):
             which = "is none" if not found else "could be several"
             raise RotationStopped(
                 f"{NAME} {which} of the {len(rows)} keys in the default workspace of this account",
-                hint="is OPENROUTER_MANAGEMENT_KEY of the same account?",
+                hint="is OPENROUTER_MANAGEMENT_KEY of the same account? Where the key was deleted, make one "
+                "there and `oxherd env push` it",
             )
         return found[0]
 

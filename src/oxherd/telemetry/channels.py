@@ -20,6 +20,7 @@ import orjson
 from oxherd.clock import wall_ms
 from oxherd.settings import Secret, Settings
 from oxherd.telemetry.alerts import KINDS, Alert, Notice
+from oxherd.telemetry.events import AlertFired, AlertResolved, emit
 
 PATIENCE = 10.0  # seconds for one message
 TRIES = 3
@@ -82,6 +83,16 @@ class Wording:
     def runbook(self) -> str:
         """The page that says what to do."""
         return f"{self.runbooks.rstrip('/')}/{self.notice.alert.kind}.md"
+
+    def announce(self) -> None:
+        """Tell those who listen to events: the log, metrics, Sentry."""
+        alert = self.notice.alert
+        common = {"alert": alert.kind, "subject": alert.subject, "severity": alert.severity}
+        if self.notice.what == "resolved":
+            emit(AlertResolved(**common, seconds=round(alert.seen - alert.since, 1)))
+        else:
+            again = self.notice.what == "again"
+            emit(AlertFired(**common, summary=alert.summary, runbook=self.runbook, again=again))
 
     def data(self) -> dict[str, Any]:
         """As JSON-able data, for programs."""

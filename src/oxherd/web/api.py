@@ -459,7 +459,7 @@ async def log_in(ask: Ask[None, models.Login]) -> Response:
     identity, cookie = keeper.open_session(keeper.check_token(ask.request, ask.body.token))
     response = Response(dump(_session(identity)), media_type="application/json")
     keep_session(response, ask.request, cookie)
-    await ask.desk.record(AuditLine("session", source_of(ask.request), "logIn", identity.scope.value, {}, 200))
+    await ask.desk.record(_session_line(ask, "logIn", identity))
     return response
 
 
@@ -467,12 +467,18 @@ async def log_out(ask: Ask[None, None]) -> Response:
     """Forget the session."""
     response = Response(b"{}", media_type="application/json")
     keep_session(response, ask.request, "")
+    if identity := ask.desk.gatekeeper.session(ask.request):  # anybody may ask: without a session there is no line
+        await ask.desk.record(_session_line(ask, "logOut", identity))
     return response
 
 
 async def get_session(ask: Ask[None, None]) -> dict[str, Any]:
     """Who asks."""
     return _session(ask.identity)
+
+
+def _session_line(ask: Ask[None, Any], action: str, identity: Identity) -> AuditLine:
+    return AuditLine(identity.actor, source_of(ask.request), action, identity.scope.value, {}, 200)
 
 
 def _session(identity: Identity) -> dict[str, Any]:

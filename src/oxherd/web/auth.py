@@ -96,7 +96,7 @@ class Gatekeeper:
         if scheme.lower() == "bearer":
             scope = self.check_token(request, credentials.strip())
             return Identity("token" if scope is Scope.ACT else "read_token", scope)
-        if (cookie := request.cookies.get(COOKIE)) and (identity := self._session(cookie)):
+        if identity := self.session(request):
             return identity
         raise Problem(401, "no login", hint="send the header Authorization: Bearer <API_TOKEN>", headers=CHALLENGE)
 
@@ -119,8 +119,9 @@ class Gatekeeper:
         claim = f"v1.{scope}.{expires}.{secrets.token_hex(16)}"
         return self._owner(claim), f"{claim}.{self._sign('session', scope, claim)}"
 
-    def _session(self, cookie: str) -> Identity | None:
-        claim, _, signature = cookie.rpartition(".")
+    def session(self, request: Request) -> Identity | None:
+        """Who opened the session that a request comes from; None where there is none, or it has ended."""
+        claim, _, signature = request.cookies.get(COOKIE, "").rpartition(".")
         match claim.split("."):
             case ["v1", "read" | "act" as scope, expires, _] if expires.isdecimal() and int(expires) > wall_ms():
                 right = self._sign("session", Scope(scope), claim)

@@ -21,7 +21,7 @@ from oxherd.queue.keys import Keys
 from oxherd.queue.registry import Registry
 from oxherd.telemetry.alerts import Finding, Notice, look
 from oxherd.telemetry.channels import Channel, Wording, deliver
-from oxherd.telemetry.events import AlertFired, AlertResolved, AlertUndelivered, InternalFault, emit
+from oxherd.telemetry.events import AlertUndelivered, InternalFault, emit
 from oxherd.telemetry.slo import HOUR, Promises
 from oxherd.worker.probes import SPIKE, Probe
 
@@ -111,8 +111,8 @@ class Watchdogs:
         self._wrong = bool(looked.keep)
         told = []
         for notice in list(looked.notices):
-            self._log(notice)
             words = Wording(notice, self._keys.queue, self._runbooks)
+            words.announce()
             if await deliver(self._channels, words, self._undelivered):
                 looked.told(notice, wall_ms() / 1000)
                 told.append(notice)
@@ -125,15 +125,6 @@ class Watchdogs:
             return await probe()
         except StoreUnreachable:
             return []  # another probe says so; it must not keep people from hearing of the rest
-
-    def _log(self, notice: Notice) -> None:
-        alert = notice.alert
-        common = {"alert": alert.kind, "subject": alert.subject, "severity": alert.severity}
-        if notice.what == "resolved":
-            emit(AlertResolved(**common, seconds=round(alert.seen - alert.since, 1)))
-        else:
-            page = Wording(notice, self._keys.queue, self._runbooks).runbook
-            emit(AlertFired(**common, summary=alert.summary, runbook=page, again=notice.what == "again"))
 
     @staticmethod
     def _undelivered(channel: str, error: str) -> None:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from oxherd import __version__, cli, errors
 from oxherd.cli import EXIT_CODES, ErrorsAsText, app
+from oxherd.settings import TABLE
 
 run = CliRunner().invoke
 
@@ -55,6 +58,35 @@ def test_debug_shows_the_traceback_as_well():
 
 def test_every_error_has_an_exit_code_of_the_table():
     assert {error.exit_code for error in every_error()} <= EXIT_CODES.keys()
+
+
+# They set up all they need by themselves, or open a browser.
+AT_WORK = {("demo",), ("dev",), ("drill", "run"), ("env", "open")}
+
+
+def every_command(group, words=()) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Each command's words, with something for what it can't do without."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*words, name))
+        elif (*words, name) not in AT_WORK:
+            needed = [each for each in command.params if each.required]
+            given = [word for each in needed for word in (*each.opts[:1] * (each.param_type_name == "option"), "1")]
+            yield (*words, name), given
+
+
+def test_where_nothing_is_configured_no_command_ends_with_a_fault_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nothing = {variable.name: None for variable in TABLE}
+    ends = {
+        words: run(app, [*words, *given], env=nothing, input="") for words, given in every_command(get_command(app))
+    }
+    assert len(ends) > 70
+    odd = {
+        words: repr(end.exception) for words, end in ends.items() if not isinstance(end.exception, SystemExit | None)
+    }
+    assert odd == {}
+    assert {end.exit_code for end in ends.values()} <= {0, 1, 2, 3}
 
 
 def test_ctrl_c_is_130():

@@ -137,7 +137,7 @@ async def railway():
 
 
 @pytest.mark.skipif(not CONTRACT.exists(), reason=ABSENT)
-async def test_every_environment_on_railway_is_looked_at_and_compared(railway):
+async def test_every_environment_on_railway_is_looked_at_and_compared(railway, tmp_path):
     environ = {
         "RAILWAY_API_TOKEN": railway.api_token, "RAILWAY_API_URL": railway.url, "RAILWAY_PROJECT_ID": "herd",
         "RAILWAY_TOKEN": railway.token,
@@ -158,8 +158,14 @@ async def test_every_environment_on_railway_is_looked_at_and_compared(railway):
     assert rows["API_TOKEN"]["written_days"] == {"Railway production": 200, "Railway staging": 10}
     assert rows["HIDDEN_KEY"]["where"] == ["Railway production"]
     assert not any(name.startswith("RAILWAY_SERVICE") for name in rows)
+    report = ["audit", "report", str(tmp_path), "--railway", "--offline", "--json"]
+    scored = await asyncio.to_thread(run, app, report, env=environ)
+    (sharing,) = [each for each in json.loads(scored.stdout)["controls"] if each["name"].startswith("Environments")]
+    assert (sharing["score"], sharing["evidence"]) == (
+        50, "API_TOKEN: the same in Railway production and Railway staging"
+    )  # fmt: skip
     for secret in (*railway.values, railway.api_token, railway.token):
-        assert secret not in done.output
+        assert secret not in done.output + scored.output
     assert railway.writes == []
 
 

@@ -210,6 +210,14 @@ def test_fingerprints_differ_from_key_to_key():
     assert Marker(Secret(key)).of(b"x") == Marker(Secret(key)).of(b"x") != Marker(None).of(b"x")
 
 
+@pytest.mark.parametrize("last", ["a", "/", "+"], ids=["letter", "slash", "plus"])
+@pytest.mark.parametrize("after", ["\n", '"', ""], ids=["line", "quote", "end"])
+def test_the_key_of_an_aws_account_may_end_in_any_of_its_characters(tmp_path, last, after):
+    key = base64.b64encode(secrets.token_bytes(30)).decode()[:39] + last
+    (tmp_path / "a.txt").write_text(f"aws_secret_access_key = {after.strip()}{key}{after}")
+    assert values(look(tmp_path)) == [key]
+
+
 def test_a_comment_does_not_hide_a_secret(repo):
     repo.commit("a.py", f'KEY = "{openrouter()}"  # gitleaks:allow  kingfisher:ignore  betterleaks:allow\n')
     assert len(look(repo.folder).failing) == 1
@@ -327,21 +335,37 @@ def test_a_broken_archive_does_not_stop_the_audit(repo):
     assert key in values(report)
 
 
-def test_a_crash_of_the_scanner_shows_no_secret(repo, monkeypatch):
-    key = openrouter()
-    repo.commit("a.txt", key)
+@pytest.mark.parametrize(
+    ("place", "name"), [(audit_secrets.Detector, "hits"), (audit_secrets, "_finding")], ids=["scanner", "report"]
+)
+def test_a_crash_shows_no_secret(repo, monkeypatch, place, name):
+    key, other = openrouter(), openrouter()
+    repo.commit(f"{other}.txt", key)
 
-    def crash(self, path, data):
-        raise RuntimeError(f"can't read {data!r}")
+    def crash(*texts):
+        raise RuntimeError(f"can't read {texts!r} {key}")
 
-    monkeypatch.setattr(audit_secrets.Detector, "hits", crash)
+    monkeypatch.setattr(place, name, crash)
     with pytest.raises(AuditFailed) as caught:
         look(repo.folder)
-    assert key not in str(caught.value)
     done = run(app, ["audit", "secrets", str(repo.folder)])
     assert done.exit_code == 1
-    assert key not in done.output + str(done.exception)
-    assert "could not be scanned: RuntimeError" in done.stderr
+    for text in (str(caught.value), done.output + str(done.exception)):
+        assert key not in text
+        assert other not in text
+    assert "RuntimeError in test_audit_secrets.py, line " in done.stderr
+
+
+def test_what_was_skipped_is_told_without_the_secret_in_its_name(repo, monkeypatch):
+    key = openrouter()
+    repo.write(f"{key}.zip", b"PK\x03\x04" + secrets.token_bytes(50))
+    (words,) = look(repo.folder).skipped
+    assert words == f"{masked(key)}.zip is no archive that can be opened; it was read as it is"
+
+
+def test_a_secret_of_any_service_has_a_name_to_read(report):
+    names = {each.kind.name for each in report.findings}
+    assert {"Anthropic API key", "AWS access token", "GitHub PAT"} <= names
 
 
 def test_without_the_scanner_the_command_says_how_to_get_it(repo, monkeypatch):

@@ -104,6 +104,19 @@ async def test_a_rollback_deletes_the_new_user(rig, railway, valkey_with_users):
     assert (railway.variables[NAME], await users(valkey_with_users)) == (old, ["app", "default"])
 
 
+async def test_a_rollback_while_somebody_still_works_as_the_old_user_frees_the_secret_for_another_rotation(
+    rig, railway, valkey_with_users
+):
+    async with Redis.from_url(railway.variables[NAME]) as old:
+        await old.ping()
+        with pytest.raises(RotationStopped, match="somebody still works"):
+            await rig.run(NAME)
+        assert len(await old.keys("oxherd:*:operating:rotation:REDIS_URL")) == 1
+        await rig.roll_back(NAME)
+        assert await old.keys("oxherd:*:operating:*") == []
+    assert await users(valkey_with_users) == ["app", "default"]
+
+
 async def test_users_that_a_restart_would_forget_are_refused_before_anything_is_done(redis_url, tmp_path):
     rig = Rotating(tmp_path / "state", {NAME: redis_url, "ENCRYPTION_KEY": KEY}, asyncio.sleep)
     with pytest.raises(RotationStopped, match="keeps its users in memory only"):

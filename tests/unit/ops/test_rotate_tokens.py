@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import secrets
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -18,7 +19,7 @@ from oxherd.cli import app
 from oxherd.errors import RotationStopped, UsageError
 from oxherd.ops.rotate_by_hand import BY_HAND
 from oxherd.ops.rotate_known import NAMES, how_to_replace
-from oxherd.ops.rotate_leaked import Replaced, due, read_report
+from oxherd.ops.rotate_leaked import TIERS, Replaced, due, read_report
 from oxherd.settings import TABLE, load
 
 KEY = base64.b64encode(bytes(32)).decode()
@@ -118,6 +119,13 @@ def test_what_hands_out_others_is_rotated_first_and_what_it_hands_out_with_it():
     assert by_name["DATABASE_URL"].todo == "oxherd rotate DATABASE_URL"
     assert (by_name[""].can_rotate, by_name[""].todo) == (False, "by hand: make a new one")
     assert by_name["SENTRY_DSN"].todo == how_to_replace("SENTRY_DSN")
+
+
+def test_the_incident_s_page_has_the_order_in_which_a_report_s_secrets_are_replaced():
+    page = (Path(__file__).parents[3] / "docs" / "incident" / "leaked-secret.md").read_text()
+    rows = re.findall(r"^\| \d \| (.+?) \|", page, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)]
+    assert named[:-1] == [name for tier in TIERS for name in tier]
 
 
 def test_which_secrets_of_a_report_are_replaced_already_is_known_until_all_are(tmp_path):
