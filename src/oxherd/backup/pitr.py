@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ PREFIX, INDEX = "pitr/", "base.json"
 BASES, WAL = f"{PREFIX}base", f"{PREFIX}wal"
 LABEL = b"oxherd base backup 1"
 FILES = "backup_manifest"  # PostgreSQL's list of files and their checksums: what an incremental one is taken after
+FETCHED = 4  # WAL files that are fetched at the same time; a week has thousands
 START = "backup_label"  # where it says at which WAL file it begins
 VERIFY, COMBINE = "pg_verifybackup", "pg_combinebackup"
 # From this version on both read pg_control, which only the same major version's program can. Seen with Postgres 17.10.
@@ -343,7 +345,7 @@ def rewind(
     compared = _check(base, folder)
     wal = folder / "oxherd_wal"
     wal.mkdir(mode=0o700)
-    segments = _fetch_wal(archive, storage, identities, base.wal, wal)
+    segments = _fetch_wal(archive, storage, identities, base.wal, wal, told)
     moment = to.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
     with (folder / "postgresql.auto.conf").open("a") as file:
         copy = facts.literal(f'cp "{wal.absolute()}/%f" "%p"')
@@ -432,14 +434,25 @@ def _run(client: tools.Client, program: str, *words: str) -> None:
         raise BackupFailed(f"{program} failed: {done.stderr.strip()[:400]}")
 
 
-def _fetch_wal(archive: Archive, storage: Storage, identities: Sequence[Any], first: str, folder: Path) -> int:
-    count = 0
-    for each in archive.wal:
-        if needed(each, first):
-            data = sealing.open_text(storage.get(each.name).decode(), identities)
-            (folder / _file(each)).write_bytes(data)
-            count += len(_file(each)) == 24
-    return count
+def _fetch_wal(
+    archive: Archive, storage: Storage, identities: Sequence[Any], first: str, folder: Path, told: Told
+) -> int:
+    wanted = [each for each in archive.wal if needed(each, first)]
+    total, done = sum(each.size for each in wanted), 0
+
+    def fetch(each: Stored) -> int:
+        (folder / _file(each)).write_bytes(sealing.open_text(storage.get(each.name).decode(), identities))
+        return each.size
+
+    with ThreadPoolExecutor(FETCHED, thread_name_prefix="oxherd-wal") as pool:
+        try:
+            for size in pool.map(fetch, wanted):
+                done += size
+                told("WAL", done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sum(len(_file(each)) == 24 for each in wanted)
 
 
 def needed(wal: Stored, first: str) -> bool:
