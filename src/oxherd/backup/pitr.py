@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import subprocess
@@ -56,6 +57,7 @@ class Base:
         piece: what is stored.
         wal: the first WAL file that it needs.
         segment: bytes of a WAL file of that server.
+        files: SHA-256 of PostgreSQL's list of its files as it is stored, hex.
         signature: see `signed`.
     """
 
@@ -66,6 +68,7 @@ class Base:
     piece: manifest.Piece
     wal: str
     segment: int
+    files: str
     signature: str = ""
 
     @property
@@ -177,7 +180,7 @@ async def take_base(
         told: how far it is.
 
     Raises:
-        BackupNotFound: an incremental one, and there is none before it.
+        BackupNotFound, BackupDamaged: an incremental one, and there is none before it, or its list was changed.
         BackupFailed: with what it said, such as that the login may not replicate.
         StoreUnreachable, ServiceUnreachable, ServiceRefused, UsageError: nothing is kept.
     """
@@ -198,19 +201,30 @@ async def take_base(
     with tempfile.NamedTemporaryFile(prefix="oxherd-") as file:
         command = [client.program("pg_basebackup"), *BASE]
         if before is not None:
-            file.write(sealing.unzipped(storage.get(f"{BASES}/{before.name}/{FILES}.zst")))
+            file.write(await asyncio.to_thread(_files_of, storage, before))
             file.flush()
             command.append(f"--incremental={file.name}")
         with _Look() as look:
             piece = await create.in_thread(
                 lambda stop: create.stream(command, environ, sink, "base", pace, stop, look.over)
             )
-    files, first = look.found()
-    await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", sealing.zipped(files))
-    made = Base(name, wall_ms(), server.major, before.name if before else None, piece, first, segment)
-    made = made.signed(ring)
+    listed, first = look.found()
+    files = sealing.zipped(listed)
+    await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", files)
+    after, digest = before.name if before else None, hashlib.sha256(files).hexdigest()
+    made = Base(name, wall_ms(), server.major, after, piece, first, segment, digest).signed(ring)
     await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(made))
     return made
+
+
+def _files_of(storage: Storage, base: Base) -> bytes:
+    try:
+        files = storage.get(f"{BASES}/{base.name}/{FILES}.zst")
+    except FileNotFoundError:
+        files = b""
+    if hashlib.sha256(files).hexdigest() != base.files:
+        raise BackupDamaged(f"base backup {base.name} has no longer its list of files", hint="take a whole one")
+    return sealing.unzipped(files)
 
 
 def _newest(storage: Storage, ring: KeyRing) -> Base:

@@ -123,6 +123,9 @@ def test_a_base_backup_that_can_not_be_taken_says_why_and_is_not_kept(postgres, 
     made = asyncio.run(pitr.take_base(*given))
     with pytest.raises(BackupFailed, match="WAL summarization"):
         asyncio.run(pitr.take_base(*given, incremental=True))
+    storage.put(f"pitr/base/{made.name}/backup_manifest.zst", sealing.zipped(b"{}"))
+    with pytest.raises(BackupDamaged, match="no longer its list of files"):
+        asyncio.run(pitr.take_base(*given, incremental=True))
     assert read(settings).bases == (made,)
 
 
@@ -147,7 +150,7 @@ def test_without_the_programs_of_a_base_backup_s_postgres_a_whole_one_is_laid_ou
 def stored_base(storage, ring, name, *, days, after=None, wal="0" * 24):
     """An index, and a part of one byte, of a base backup that ended so many days after the epoch."""
     piece = manifest.Piece("base", 1, (manifest.Part("base.zst.00000.age", 1, "0" * 64),))
-    base = pitr.Base(name, int(days * DAY * 1000), 18, after, piece, wal, 16 << 20).signed(ring)
+    base = pitr.Base(name, int(days * DAY * 1000), 18, after, piece, wal, 16 << 20, "0" * 64).signed(ring)
     storage.put(f"pitr/base/{name}/base.zst.00000.age", b"x")
     storage.put(f"pitr/base/{name}/backup_manifest.zst", b"x")
     storage.put(f"pitr/base/{name}/base.json", json.dumps(dataclasses.asdict(base)).encode())
