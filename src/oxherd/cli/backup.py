@@ -432,10 +432,8 @@ def rewind(
         with _bar(quiet=as_json) as told:
             made = ops.into_folder(settings, _identity(identity_file), moment, data_dir, told, dry_run=dry_run)
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
-        for fault in made["damaged"]:
-            note(f"not used: {fault}")
-        if not made.get("compared", True):
-            note("its files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
+        for doubt in made["doubts"]:
+            note(doubt)
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
