@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, note, print_json, print_table
+from oxherd.cli.printing import Json, note, print_json, print_table, writable
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def secrets(
     from oxherd.ops.audit_secrets import audit
     from oxherd.ops.audit_sources import Scope, repository
 
+    writable(output)
     root = _folder(path)
     settings = variables.load(needs=())
     marker = audit_known.Marker(settings.audit_key)
@@ -312,6 +313,7 @@ def report(
     from oxherd.app import run_loop
     from oxherd.ops import audit_report
 
+    writable(output)
     root, settings = _folder(path), variables.load(needs=("RAILWAY",) if railway else ())
     evidence = run_loop(_evidence(root, settings, file or [], railway=railway, offline=offline))
     table = audit_report.controls(evidence)
