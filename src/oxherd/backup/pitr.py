@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +35,7 @@ PREFIX, INDEX = "pitr/", "base.json"
 BASES, WAL = f"{PREFIX}base", f"{PREFIX}wal"
 LABEL = b"oxherd base backup 1"
 FILES = "backup_manifest"  # PostgreSQL's list of files and their checksums: what an incremental one is taken after
+FETCHED = 4  # WAL files that are fetched at the same time; a week has thousands
 START = "backup_label"  # where it says at which WAL file it begins
 VERIFY, COMBINE = "pg_verifybackup", "pg_combinebackup"
 # From this version on both read pg_control, which only the same major version's program can. Seen with Postgres 17.10.
@@ -53,6 +56,8 @@ class Base:
         after: the base backup that it has only the changes since; None for a whole one.
         piece: what is stored.
         wal: the first WAL file that it needs.
+        segment: bytes of a WAL file of that server.
+        files: SHA-256 of PostgreSQL's list of its files as it is stored, hex.
         signature: see `signed`.
     """
 
@@ -62,6 +67,8 @@ class Base:
     after: str | None
     piece: manifest.Piece
     wal: str
+    segment: int
+    files: str
     signature: str = ""
 
     @property
@@ -119,6 +126,23 @@ class Archive:
             raise BackupDamaged(f"no base backup before {to.isoformat()} can be used: {'; '.join(self.damaged)}")
         raise BackupNotFound(f"no base backup had ended by {to.isoformat()}", hint="oxherd backup base")
 
+    def reach(self, base: Base) -> tuple[float, str]:
+        """How far archived WAL goes on from a base backup without a gap.
+
+        Returns the wall seconds at which the last such file was stored, which is a bit after what it has, and the name
+        of the one that is missing next where later ones are there; empty where none is missing.
+        """
+        per = (1 << 32) // base.segment
+        stored: dict[int, float] = {}
+        for each in self.wal:
+            if len(_file(each)) == 24 and needed(each, base.wal):  # of any timeline: a new one goes on where it began
+                stored[_place(_file(each), per)] = each.at
+        until, place = base.ended_at / 1000, _place(base.wal, per)
+        while place in stored:
+            until, place = max(until, stored[place]), place + 1
+        is_gap = any(each > place for each in stored)
+        return until, f"{base.wal[:8]}{place // per:08X}{place % per:08X}" if is_gap else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Rewound:
@@ -156,13 +180,14 @@ async def take_base(
         told: how far it is.
 
     Raises:
-        BackupNotFound: an incremental one, and there is none before it.
+        BackupNotFound, BackupDamaged: an incremental one, and there is none before it, or its list was changed.
         BackupFailed: with what it said, such as that the login may not replicate.
         StoreUnreachable, ServiceUnreachable, ServiceRefused, UsageError: nothing is kept.
     """
     connection = await address.connect()
     try:
         server = await create.look(connection)
+        segment = await connection.fetchval("select setting::int from pg_settings where name = 'wal_segment_size'")
     except FAULTS as error:
         raise address.unreachable(error) from None
     finally:
@@ -176,18 +201,30 @@ async def take_base(
     with tempfile.NamedTemporaryFile(prefix="oxherd-") as file:
         command = [client.program("pg_basebackup"), *BASE]
         if before is not None:
-            file.write(sealing.unzipped(storage.get(f"{BASES}/{before.name}/{FILES}.zst")))
+            file.write(await asyncio.to_thread(_files_of, storage, before))
             file.flush()
             command.append(f"--incremental={file.name}")
         with _Look() as look:
             piece = await create.in_thread(
                 lambda stop: create.stream(command, environ, sink, "base", pace, stop, look.over)
             )
-    files, first = look.found()
-    await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", sealing.zipped(files))
-    made = Base(name, wall_ms(), server.major, before.name if before else None, piece, first).signed(ring)
+    listed, first = look.found()
+    files = sealing.zipped(listed)
+    await asyncio.to_thread(storage.put, f"{BASES}/{name}/{FILES}.zst", files)
+    after, digest = before.name if before else None, hashlib.sha256(files).hexdigest()
+    made = Base(name, wall_ms(), server.major, after, piece, first, segment, digest).signed(ring)
     await asyncio.to_thread(storage.create, f"{BASES}/{name}/{INDEX}", orjson.dumps(made))
     return made
+
+
+def _files_of(storage: Storage, base: Base) -> bytes:
+    try:
+        files = storage.get(f"{BASES}/{base.name}/{FILES}.zst")
+    except FileNotFoundError:
+        files = b""
+    if hashlib.sha256(files).hexdigest() != base.files:
+        raise BackupDamaged(f"base backup {base.name} has no longer its list of files", hint="take a whole one")
+    return sealing.unzipped(files)
 
 
 def _newest(storage: Storage, ring: KeyRing) -> Base:
@@ -322,7 +359,7 @@ def rewind(
     compared = _check(base, folder)
     wal = folder / "oxherd_wal"
     wal.mkdir(mode=0o700)
-    segments = _fetch_wal(archive, storage, identities, base.wal, wal)
+    segments = _fetch_wal(archive, storage, identities, base.wal, wal, told)
     moment = to.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
     with (folder / "postgresql.auto.conf").open("a") as file:
         copy = facts.literal(f'cp "{wal.absolute()}/%f" "%p"')
@@ -411,19 +448,34 @@ def _run(client: tools.Client, program: str, *words: str) -> None:
         raise BackupFailed(f"{program} failed: {done.stderr.strip()[:400]}")
 
 
-def _fetch_wal(archive: Archive, storage: Storage, identities: Sequence[Any], first: str, folder: Path) -> int:
-    count = 0
-    for each in archive.wal:
-        if needed(each, first):
-            data = sealing.open_text(storage.get(each.name).decode(), identities)
-            (folder / _file(each)).write_bytes(data)
-            count += len(_file(each)) == 24
-    return count
+def _fetch_wal(
+    archive: Archive, storage: Storage, identities: Sequence[Any], first: str, folder: Path, told: Told
+) -> int:
+    wanted = [each for each in archive.wal if needed(each, first)]
+    total, done = sum(each.size for each in wanted), 0
+
+    def fetch(each: Stored) -> int:
+        (folder / _file(each)).write_bytes(sealing.open_text(storage.get(each.name).decode(), identities))
+        return each.size
+
+    with ThreadPoolExecutor(FETCHED, thread_name_prefix="oxherd-wal") as pool:
+        try:
+            for size in pool.map(fetch, wanted):
+                done += size
+                told("WAL", done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sum(len(_file(each)) == 24 for each in wanted)
 
 
 def needed(wal: Stored, first: str) -> bool:
     """Whether archived WAL is needed by a base backup that begins at WAL file `first`; timelines' histories are."""
     return _file(wal).endswith(".history") or _file(wal) >= first
+
+
+def _place(name: str, per: int) -> int:
+    return int(name[8:16], 16) * per + int(name[16:24], 16)
 
 
 def _file(wal: Stored) -> str:

@@ -198,7 +198,7 @@ def open_storage(settings: Settings, url: str | None = None, *, patience: float 
         folder.mkdir(parents=True, exist_ok=True)
         return Storage(LocalStore(folder), str(folder), folder=folder, patience=patience)
     try:
-        options = {name: value for name, value in _config(text, settings).items() if value}
+        options = {name: value for name, value in config_of(text, settings).items() if value}
         store = from_url(
             text, config=options, client_options={"timeout": REQUEST, "allow_http": True},  # type: ignore[call-overload]
             retry_config={"max_retries": 3},
@@ -214,17 +214,22 @@ def _folder(text: str) -> Path | None:
     return Path(text).absolute() if "://" not in text else None
 
 
-def _config(text: str, settings: Settings) -> dict[str, Any]:
+def config_of(text: str, settings: Settings) -> dict[str, Any]:
+    """The options of obstore for a URL; those that are empty count as not given."""
+
     def open_(secret: Secret | None) -> str | None:
         return secret.reveal() if secret else None
 
     match urlsplit(text).scheme:
         case "s3" | "s3a":
+            host = urlsplit(settings.aws_endpoint_url or "https://s3.amazonaws.com").hostname or ""
             return {
                 "access_key_id": open_(settings.aws_access_key_id),
                 "secret_access_key": open_(settings.aws_secret_access_key),
                 "session_token": open_(settings.aws_session_token), "region": settings.aws_region,
                 "endpoint": settings.aws_endpoint_url,
+                # Amazon takes nothing without one into a bucket with an object lock; Backblaze refuses the header.
+                "checksum_algorithm": "SHA256" if host.endswith(".amazonaws.com") else None,
             }  # fmt: skip
         case "gs":
             return {"service_account_key": open_(settings.google_service_account_key)}

@@ -432,10 +432,8 @@ def rewind(
         with _bar(quiet=as_json) as told:
             made = ops.into_folder(settings, _identity(identity_file), moment, data_dir, told, dry_run=dry_run)
         words = f"{data_dir} goes from base backup {made['base']} to {made['to']}; start Postgres on it"
-        for fault in made["damaged"]:
-            note(f"not used: {fault}")
-        if not made.get("compared", True):
-            note("its files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
+        for doubt in made["doubts"]:
+            note(doubt)
     else:
         made = run_loop(ops.supabase(settings, moment, lambda ref: _confirmed(ref, confirm), note, dry_run=dry_run))
         words = f"Supabase project {made['project']} is asked to go back to {made['to']}"
@@ -466,6 +464,8 @@ def _print_outcome(outcome: Any) -> None:
         note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
     if outcome.left_out:
         note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    for each in outcome.unlike:
+        note(f"the database is not in all as it was: {each}")
     if outcome.unread:
         note(f"which jobs went on after the backup is not known, the live journal could not be read: {outcome.unread}")
     if outcome.finished:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from oxherd.app import keys_of
-from oxherd.backup import catalogue, facts, jobs, pgbackrest, restore, runs, sealing, spool, tools
+from oxherd.backup import catalogue, facts, jobs, pgbackrest, pitr, restore, runs, sealing, spool, tools
 from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
 from oxherd.clock import mono
-from oxherd.errors import OxherdError, ScheduleNotFound, UsageError
+from oxherd.errors import BackupDamaged, OxherdError, ScheduleNotFound, UsageError
 from oxherd.ops import restore as restoring_
 from oxherd.ops.plan import Plan, Step
 from oxherd.ops.recording import optional_store, write_line
@@ -155,7 +157,8 @@ async def diagnose(settings: Settings) -> list[Finding]:
     elif (found := await asyncio.to_thread(pgbackrest.installed)) is not None:
         unused = f"{found}, not used: BACKUP_PGBACKREST_STANZA is not set"
         findings.append(Finding("pgbackrest", ok=True, detail=unused))
-    await _try(findings, "storage", asyncio.to_thread(_probe, settings))
+    if await _try(findings, "storage", asyncio.to_thread(_probe, settings)) and not settings.backup_pgbackrest_stanza:
+        await _try(findings, "rewind", asyncio.to_thread(_rewinding, settings))
     if settings.backup_spool is not None:
         await _try(findings, "spool", asyncio.to_thread(_spool, settings, settings.backup_spool))
     await _try(findings, "recipients", asyncio.to_thread(_recipients, settings))
@@ -217,6 +220,23 @@ def _spool(settings: Settings, folder: Path) -> str:
         place.storage.put("doctor.probe", b"oxherd")
         place.storage.delete("doctor.probe")
     return f"{folder}: {shutil.disk_usage(folder).free / 1e9:.1f} GB free, for one backup as it is stored"
+
+
+def _rewinding(settings: Settings) -> str:
+    archive = pitr.read(open_storage(settings), runs.ring_of(settings), now=time.time())
+    if archive.damaged:
+        raise BackupDamaged("; ".join(archive.damaged))
+    if not archive.bases:
+        return "no base backup: nothing to go back to any moment with"
+    missing = ""
+    for base in reversed(archive.bases):
+        until, missing = archive.reach(base)
+        if archive.chain(base) and not missing:
+            first, last = (datetime.fromtimestamp(int(at), UTC).isoformat() for at in (base.ended_at / 1000, until))
+            return f"to any moment from {first} to about {last}, of which the newest WAL is"
+    raise BackupDamaged(
+        f"WAL file {missing} is missing since the newest base backup", hint="take one: oxherd backup base"
+    )
 
 
 def _recipients(settings: Settings) -> str:

@@ -38,16 +38,30 @@ def into_folder(
     Raises as `pitr.rewind` and `pgbackrest.rewind`.
     """
     if stanza := settings.backup_pgbackrest_stanza:
-        base = pgbackrest.before(stanza, to) if dry_run else pgbackrest.rewind(stanza, to, folder)
-        return {"base": base.name, "to": to.isoformat(), "damaged": ()}
+        taken = pgbackrest.before(stanza, to) if dry_run else pgbackrest.rewind(stanza, to, folder)
+        return {"base": taken.name, "to": to.isoformat(), "doubts": []}
     storage = open_storage(settings)
     archive = pitr.read(storage, runs.ring_of(settings), now=time.time())
+    base = archive.before(to)[-1]
+    doubts = [f"not used: {fault}" for fault in archive.damaged] + _short_of(archive, base, to)
     if dry_run:
-        return {"base": archive.before(to)[-1].name, "to": to.isoformat(), "damaged": archive.damaged}
+        return {"base": base.name, "to": to.isoformat(), "doubts": doubts}
     identities = sealing.identities_of(identity or settings.backup_identity)
     done = pitr.rewind(archive, storage, identities, to, folder, told=told)
-    return {"base": done.base, "to": done.to, "segments": done.segments, "compared": done.compared,
-            "damaged": archive.damaged}  # fmt: skip
+    if not done.compared:
+        doubts.append("files were not compared with Postgres's own list: pg_verifybackup of that version is not here")
+    return {"base": done.base, "to": done.to, "segments": done.segments, "compared": done.compared, "doubts": doubts}
+
+
+def _short_of(archive: pitr.Archive, base: pitr.Base, to: datetime) -> list[str]:
+    """Why Postgres will not start there: it refuses to, where its WAL ends before the moment."""
+    until, missing = archive.reach(base)
+    if until >= to.timestamp():
+        return []
+    if missing:
+        return [f"WAL file {missing} is missing: Postgres gets only to about {_shown(until)}"]
+    rest = "have the old server archive the rest (select pg_switch_wal()), then do this again"
+    return [f"WAL is archived to about {_shown(until)} only, and Postgres refuses to stop before the moment: {rest}"]
 
 
 async def supabase(
@@ -87,5 +101,5 @@ async def supabase(
     return {"project": ref, "to": _shown(unix)}
 
 
-def _shown(unix: int) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat()
+def _shown(unix: float) -> str:
+    return datetime.fromtimestamp(int(unix), UTC).isoformat()

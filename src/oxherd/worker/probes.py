@@ -157,8 +157,8 @@ def backup_probe(store: Store, timetable: Timetable, oldest: float) -> Probe:
 
 
 def _too_old(made: list[dict[str, Any]], oldest: float) -> list[Finding]:
-    """`made`: the newest first."""
-    good = next((each["at"] for each in made if each["outcome"] == "ok"), None)
+    """`made`: the newest first. A backup is as old as its snapshot, however long its upload took."""
+    good = next((each["summary"].get("taken_at", each["at"]) for each in made if each["outcome"] == "ok"), None)
     if good is None:
         summary = f"none of the last {len(made)} backups was good"
         return [Finding("backup-old", "", summary)] if made else []

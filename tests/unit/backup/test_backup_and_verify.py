@@ -131,6 +131,24 @@ def test_a_stream_that_was_changed_and_hashed_anew_is_still_refused(tmp_path, ke
     assert (tmp_path / "out").read_bytes() == raw
 
 
+def test_a_program_that_has_seen_enough_is_no_damage(keys):
+    raw = b"".join(b"%d\tcustomer %d\t%s\n" % (row, row, b"x" * 1000) for row in range(3_000))
+    taken: list[bytes] = []
+
+    class Storage:
+        def put(self, _name, data):
+            taken.append(bytes(data))
+
+    class Ended:
+        def write(self, _data):
+            raise BrokenPipeError
+
+    recipients, identities = sealing.recipients_of([keys[0]]), sealing.identities_of([keys[1]])
+    sealing.seal(sealing.as_stream(raw), Storage(), "b", "database", recipients=recipients, pace=sealing.Pace())
+    with pytest.raises(BrokenPipeError):  # age hands over once more what was refused, which no zstd stream survives
+        sealing.unseal(taken, Ended(), identities=identities, what="b", pace=sealing.Pace())
+
+
 async def test_another_identity_opens_nothing(shop, configured):
     settings = configured(DATABASE_URL=shop)
     await runs.take(settings, None, with_queue=False)
@@ -223,6 +241,35 @@ async def test_one_table_is_restored_beside_others(shop, configured, database_ur
         await restore.fill(opened, tools.address_of(database_url), table="shop.customers")
     with pytest.raises(UsageError, match="no table"):
         await restore.fill(opened, tools.address_of(database_url), table="shop.nothing")
+
+
+async def test_one_table_comes_with_what_is_its_own_and_with_nothing_of_its_neighbours(
+    database_url, configured, postgres
+):
+    await execute(database_url, """
+        create schema "a.b"; create sequence numbers start 7; create type mood as enum ('glad');
+        create table "a.b"."t, ""x" (id serial primary key, n int default nextval('numbers'), t text);
+        create index "we ""ird" on "a.b"."t, ""x" (t); insert into "a.b"."t, ""x" (t) values ('a');
+        create table old (id serial primary key); alter table old rename to orders; insert into orders default values;
+        create table orders_done (id serial primary key); create table moody (id serial, mood mood)""")  # fmt: skip
+    settings = configured(DATABASE_URL=database_url)
+    made = await runs.take(settings, None, with_queue=False)
+    assert (await runs.prove(settings, None)).ok
+    opened = restore.unlock(made, open_storage(settings), sealing.identities_of(settings.backup_identity))
+    other = await asyncio.to_thread(postgres.create_database, f"{database_url.rpartition('/')[2]}_tables")
+    await execute(other, "create sequence numbers start 30")
+    for table in ('a.b.t, "x', "public.orders"):
+        await restore.fill(opened, tools.address_of(other), table=table)
+    await execute(other, """insert into "a.b"."t, ""x" (t) values ('b'); insert into orders default values""")
+    assert await value(other, """select array_agg((id, n)::text order by id) from "a.b"."t, ""x" """) == [
+        "(1,7)", "(2,30)"
+    ]  # fmt: skip
+    assert await value(other, "select array_agg(id order by id) from orders") == [1, 2]
+    assert await value(other, """select count(*) from pg_indexes where indexname = 'we "ird'""") == 1
+    with pytest.raises(OxherdError, match=r'ERROR:  type "public\.mood" does not exist'):
+        await restore.fill(opened, tools.address_of(other), table="public.moody")
+    assert await value(other, "select to_regclass('moody_id_seq')") is None
+    await asyncio.to_thread(postgres.drop_database, other.rpartition("/")[2])
 
 
 async def test_oxherds_own_tables_are_migrated_and_a_credential_is_opened(oxherd_database_url, configured):

@@ -74,8 +74,8 @@ def with_stanza(folder, monkeypatch):
     port = free_port()
     (folder / "pgbackrest.conf").write_text(
         f"[global]\nrepo1-path={folder}/repo\nlog-path={folder}\nlock-path={folder}/lock\n"
-        f"spool-path={folder}/spool\ncompress-type=none\nrepo1-bundle=y\nrepo1-retention-full=9\n[main]\npg1-path={folder}/data\npg1-socket-path={folder}\npg1-port={port}\n"
-        "pg1-user=owner\n"
+        f"spool-path={folder}/spool\ncompress-type=none\nrepo1-bundle=y\nrepo1-retention-full=9\n"
+        f"[main]\npg1-path={folder}/data\npg1-socket-path={folder}\npg1-port={port}\npg1-user=owner\n"
     )
     monkeypatch.setenv("PGBACKREST_CONFIG", str(folder / "pgbackrest.conf"))
     if NOBODY:  # as the server's own user, as it is meant to be run

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 from fakes.key_services import REF, FakeSupabaseApi
 from oxherd.backup import manifest, pitr, retention, runs, sealing, tools
 from oxherd.backup.catalogue import Catalogue
+from oxherd.backup.create import quiet
 from oxherd.backup.storage import open_storage
 from oxherd.cli import app
 from oxherd.embedded.postgres import Postgres
 from oxherd.errors import BackupDamaged, BackupFailed, BackupNotFound, ServiceRefused, UsageError
+from oxherd.ops import backup as ops
 from oxherd.ops import rewind
 from oxherd.settings import TABLE, load
 from oxherd.vault.keyring import KeyRing
@@ -86,7 +88,7 @@ def test_the_table_that_was_dropped_is_back_at_the_moment_before(archiving, conf
     assert [each.name for each in plan.drop_bases] == [old.name]
     left = [each.name for each in storage.objects("pitr/")]
     assert not [name for name in left if old.name in name or f"/{old.wal}" in name]
-    assert f"pitr/wal/{whole.wal}.age" in left
+    assert read(settings).reach(whole) == (max(each.at for each in read(settings).wal), "")
 
     folder = tmp_path / "rewound" / "postgres"
     with pytest.raises(BackupNotFound):
@@ -121,6 +123,9 @@ def test_a_base_backup_that_can_not_be_taken_says_why_and_is_not_kept(postgres, 
     made = asyncio.run(pitr.take_base(*given))
     with pytest.raises(BackupFailed, match="WAL summarization"):
         asyncio.run(pitr.take_base(*given, incremental=True))
+    storage.put(f"pitr/base/{made.name}/backup_manifest.zst", sealing.zipped(b"{}"))
+    with pytest.raises(BackupDamaged, match="no longer its list of files"):
+        asyncio.run(pitr.take_base(*given, incremental=True))
     assert read(settings).bases == (made,)
 
 
@@ -145,7 +150,7 @@ def test_without_the_programs_of_a_base_backup_s_postgres_a_whole_one_is_laid_ou
 def stored_base(storage, ring, name, *, days, after=None, wal="0" * 24):
     """An index, and a part of one byte, of a base backup that ended so many days after the epoch."""
     piece = manifest.Piece("base", 1, (manifest.Part("base.zst.00000.age", 1, "0" * 64),))
-    base = pitr.Base(name, int(days * DAY * 1000), 18, after, piece, wal).signed(ring)
+    base = pitr.Base(name, int(days * DAY * 1000), 18, after, piece, wal, 16 << 20, "0" * 64).signed(ring)
     storage.put(f"pitr/base/{name}/base.zst.00000.age", b"x")
     storage.put(f"pitr/base/{name}/backup_manifest.zst", b"x")
     storage.put(f"pitr/base/{name}/base.json", json.dumps(dataclasses.asdict(base)).encode())
@@ -175,6 +180,35 @@ def test_an_index_that_was_changed_or_is_not_signed_is_refused_and_nothing_is_pr
             dataclasses.replace(archive, bases=()).before(at)
     index.write_text(json.dumps(unsigned))
     assert pitr.read(storage, KeyRing.of(None), now=0).damaged == ()
+
+
+def test_wal_that_ends_before_the_moment_or_has_a_gap_is_told(configured, tmp_path):
+    settings = configured()
+    storage, ring = open_storage(settings), runs.ring_of(settings)
+    ended = datetime.now(UTC).timestamp() - 60
+    stored_base(storage, ring, "base", days=ended / DAY, wal="0000000100000002000000FE")
+    moment = datetime.now(UTC)
+
+    def doubts():
+        return rewind.into_folder(settings, (), moment, tmp_path / "x", quiet, dry_run=True)["doubts"]
+
+    def doctor():
+        return {each.what: each for each in asyncio.run(ops.diagnose(settings))}["rewind"]
+
+    (short,) = doubts()
+    assert "pg_switch_wal" in short
+    for name in ("0000000100000002000000FE", "0000000200000002000000FF", "000000020000000300000000"):
+        storage.put(f"pitr/wal/{name}.age", b"x")
+    moment = datetime.fromtimestamp(read(settings).wal[-1].at - 0.5, UTC)
+    assert doubts() == []
+    assert doctor().ok
+    assert "to any moment from" in doctor().detail
+    storage.delete("pitr/wal/0000000200000002000000FF.age")
+    os.utime(tmp_path / "backups" / "pitr" / "wal" / "0000000100000002000000FE.age", (ended, ended))
+    (short,) = doubts()
+    assert "WAL file 0000000100000002000000FF is missing" in short
+    assert not doctor().ok
+    assert "0000000100000002000000FF" in doctor().detail
 
 
 def test_a_chain_keeps_its_beginning_and_every_moment_of_seven_days_stays(configured, monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import urllib.request
 
 import obstore
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from backup_helpers import execute, reachable, until, value
+from obstore.store import S3Store
 
 from oxherd.backup import catalogue, restore, runs, sealing, spool, tools
-from oxherd.backup.storage import open_storage
+from oxherd.backup.storage import config_of, open_storage
 from oxherd.embedded.engine import free_port
 from oxherd.errors import JobStateError, ServiceRefused, ServiceUnreachable, UsageError
 from oxherd.settings import child_environ, load
@@ -179,6 +184,33 @@ def test_a_manifest_is_never_written_over(s3, configured):
     with pytest.raises(ServiceRefused, match="not written over"):
         storage.create("one/manifest.json", b"second")
     assert storage.get("one/manifest.json") == b"first"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        (None, True), ("https://bucket.vpce-1a2b.s3.eu-west-1.vpce.amazonaws.com", True),
+        ("https://s3.eu-central-003.backblazeb2.com", False),
+    ],
+)  # fmt: skip
+async def test_amazon_gets_the_checksum_that_its_object_lock_asks_for_and_others_get_none(configured, endpoint, told):
+    seen = []
+
+    async def take(request):
+        seen.append((request.headers.get("x-amz-checksum-sha256"), await request.read()))
+        return web.Response(headers={"ETag": '"x"'})
+
+    more = {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
+    settings = configured(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, **more)
+    application = web.Application()
+    application.router.add_put("/{name:.*}", take)
+    async with TestServer(application) as server:
+        options = {name: value for name, value in config_of("s3://backups", settings).items() if value}
+        url = str(server.make_url("/"))
+        store = S3Store("backups", config={**options, "endpoint": url}, client_options={"allow_http": True})
+        await obstore.put_async(store, "x", b"a part", use_multipart=False)
+    digest = base64.b64encode(hashlib.sha256(b"a part").digest()).decode()
+    assert seen == [(digest if told else None, b"a part")]
 
 
 def test_a_wrong_key_is_refused_and_not_shown(s3, configured):

@@ -107,7 +107,7 @@ def test_the_servers_that_are_asked_are_those_that_speak_tls():
 
 
 class Kept:
-    """What a store says of operations: hours ago and outcomes, the newest first."""
+    """What a store says of operations: hours since their snapshots, and outcomes; all ended just now."""
 
     def __init__(self, **kinds: list[tuple[float, str]]) -> None:
         self.kinds = kinds
@@ -115,9 +115,12 @@ class Kept:
     async def operations(self, kind, *, limit):
         now = probes.wall_ms()
         rows = [
-            {"at": now - int(hours * HOUR * 1000), "outcome": outcome, "target": "night-7"}
+            {
+                "at": now, "outcome": outcome, "target": "night-7",
+                "summary": {"taken_at": now - int(hours * HOUR * 1000)} if outcome == "ok" else {"error": "away"},
+            }
             for hours, outcome in self.kinds.get(kind, [])
-        ]
+        ]  # fmt: skip
         return rows[:limit]
 
 
