@@ -217,7 +217,8 @@ def _warned(listed: Iterator[Any], top: Path, skipped: Callable[[str], None]) ->
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield from listed
-    reasons = dict(found.groups() for each in caught if (found := _LEFT_OUT.search(str(each.message))))
+    found = map(_LEFT_OUT.search, (str(each.message) for each in caught))
+    reasons = {each[1]: each[2] for each in found if each is not None}
     missing = [id_ for id_, reason in reasons.items() if reason == "missing"]
     if missing:
         skipped(f"versions of files that are not here: {len(missing):,}; {_WHOLE}")
