@@ -381,6 +381,8 @@ class _Decompressed(_Told):
         return bool(self._unzip.eof)
 
     def write(self, data: bytes) -> int:
+        if self.failure is not None:  # age writes what was refused once more: to the stream that would be damage
+            raise OSError
         try:
             raw = self._unzip.decompress(data)
             self._pace.passed(len(raw))

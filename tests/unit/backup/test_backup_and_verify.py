@@ -131,6 +131,24 @@ def test_a_stream_that_was_changed_and_hashed_anew_is_still_refused(tmp_path, ke
     assert (tmp_path / "out").read_bytes() == raw
 
 
+def test_a_program_that_has_seen_enough_is_no_damage(keys):
+    raw = b"".join(b"%d\tcustomer %d\t%s\n" % (row, row, b"x" * 1000) for row in range(3_000))
+    taken: list[bytes] = []
+
+    class Storage:
+        def put(self, _name, data):
+            taken.append(bytes(data))
+
+    class Ended:
+        def write(self, _data):
+            raise BrokenPipeError
+
+    recipients, identities = sealing.recipients_of([keys[0]]), sealing.identities_of([keys[1]])
+    sealing.seal(sealing.as_stream(raw), Storage(), "b", "database", recipients=recipients, pace=sealing.Pace())
+    with pytest.raises(BrokenPipeError):  # age hands over once more what was refused, which no zstd stream survives
+        sealing.unseal(taken, Ended(), identities=identities, what="b", pace=sealing.Pace())
+
+
 async def test_another_identity_opens_nothing(shop, configured):
     settings = configured(DATABASE_URL=shop)
     await runs.take(settings, None, with_queue=False)
