@@ -260,10 +260,11 @@ class _ToTheEnd:
 
 
 def failure(program: str, code: int, said: IO[bytes]) -> OxherdError:
-    """What a program's failure means, with its last words."""
+    """What a program's failure means, with what it said of its first error, or its last words."""
     said.seek(0)
     lines = [line for line in said.read(100_000).decode("utf-8", "replace").splitlines() if line.strip()]
-    words = " ".join(lines[-3:])[:600] or f"it ended with {code}"
+    cause = next((place for place, line in enumerate(lines) if "error:" in line.lower()), max(len(lines) - 3, 0))
+    words = " ".join(lines[cause:])[:600] or f"it ended with {code}"
     hint = "log in as the tables' owner, or with BYPASSRLS" if "row-level security" in words else ""
     return BackupFailed(f"{program} failed: {words}", hint=hint)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from oxherd.embedded.postgres import quoted
 
 # Supabase's own, which it makes anew in every project; its `auth` and `storage` hold users' rows and are kept.
@@ -75,12 +77,41 @@ CATALOG: Mapping[str, str] = {
 
 # The first superuser (10) owns things without an entry in pg_shdepend.
 ROLES = """
+    with here as (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
     select rolname from pg_catalog.pg_roles where oid = 10
-    union select a.rolname from pg_catalog.pg_shdepend s join pg_catalog.pg_roles a on a.oid = s.refobjid
+    union select a.rolname from pg_catalog.pg_shdepend s join pg_catalog.pg_roles a on a.oid = s.refobjid, here
     where s.refclassid = 'pg_catalog.pg_authid'::regclass and s.deptype in ('o', 'a', 'r')
-        and s.dbid = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+        and (s.dbid = here.oid or s.classid = 'pg_catalog.pg_database'::regclass and s.objid = here.oid)
         and a.rolname !~ '^pg_'
+    union select a.rolname from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles a on a.oid = s.setrole, here
+    where s.setdatabase = here.oid
     order by 1"""
+
+# What a database has beside its contents, which no pg_restore without --create brings back.
+DATABASE = """
+    select pg_catalog.jsonb_build_object(
+        'row', pg_catalog.to_jsonb(d), 'owner', pg_catalog.pg_get_userbyid(d.datdba),
+        'comment', pg_catalog.shobj_description(d.oid, 'pg_database'),
+        'settings', (select coalesce(jsonb_agg(jsonb_build_array(a.rolname, s.setconfig)), '[]')
+            from pg_catalog.pg_db_role_setting s left join pg_catalog.pg_roles a on a.oid = s.setrole
+            where s.setdatabase = d.oid and (s.setrole = 0 or a.rolname is not null)),
+        'grants', (select jsonb_agg(jsonb_build_array(a.rolname, g.privilege_type, g.is_grantable))
+            from pg_catalog.aclexplode(d.datacl) g left join pg_catalog.pg_roles a on a.oid = g.grantee)
+    )::text from pg_catalog.pg_database d where d.datname = $1"""
+
+# Sequences that are a table's own, and those that its defaults use.
+SEQUENCES_OF = """
+    select n.nspname || '.' || r.relname as table, m.nspname as schema, s.relname as name, bool_or(u.own) as own
+    from (
+        select refobjid as table, objid as sequence, true as own from pg_catalog.pg_depend
+        where classid = 'pg_catalog.pg_class'::regclass and refclassid = classid and deptype in ('a', 'i')
+        union select a.adrelid, d.refobjid, false
+        from pg_catalog.pg_attrdef a join pg_catalog.pg_depend d on d.objid = a.oid
+        where d.classid = 'pg_catalog.pg_attrdef'::regclass and d.refclassid = 'pg_catalog.pg_class'::regclass
+    ) u join pg_catalog.pg_class r on r.oid = u.table join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+    join pg_catalog.pg_class s on s.oid = u.sequence and s.relkind = 'S'
+    join pg_catalog.pg_namespace m on m.oid = s.relnamespace
+    where r.relkind = 'r' and {wanted} group by 1, 2, 3 order by 1, 2, 3"""
 
 # Functions of extensions, so that a server without one can be given stand-ins; only those of built-in types.
 STAND_INS = """
@@ -129,14 +160,16 @@ async def gather(connection: Any, scope: Scope, *, seed: int) -> dict[str, Any]:
         seed: of the checksums, so that nobody can guess a row from one.
 
     Returns:
-        tables ({name: [rows, checksum]}), sequences ({name: [earliest, latest place]}), extensions, roles, stand_ins,
-        and the CATALOG's.
+        tables ({name: [rows, checksum]}), sequences ({name: [earliest, latest place]}), sequences_of ({table: [[schema,
+        name, whether it is its own]]}), extensions, roles, stand_ins, database (see `database`), and the CATALOG's.
     """
     await connection.execute(SAME_TEXT)
-    facts: dict[str, Any] = {"seed": seed, "tables": {}}
-    for name in await _relations(connection, scope, "r"):
-        rows, checksum = await _summed(connection, name, seed)
+    facts: dict[str, Any] = {"seed": seed, "tables": {}, "sequences_of": {}}
+    for name, sql in (await _relations(connection, scope, "r")).items():
+        rows, checksum = await _summed(connection, sql, seed)
         facts["tables"][name] = [rows, checksum]
+    for table, *sequence in await connection.fetch(_completed(SEQUENCES_OF, scope)):
+        facts["sequences_of"].setdefault(table, []).append(sequence)
     facts["sequences"] = {name: [place, place] for name, place in (await sequences(connection, scope)).items()}
     for name, query in CATALOG.items():
         rows = await connection.fetch(_completed(query, scope))
@@ -150,14 +183,21 @@ async def gather(connection: Any, scope: Scope, *, seed: int) -> dict[str, Any]:
     }
     facts["roles"] = [row[0] for row in await connection.fetch(ROLES)]
     facts["stand_ins"] = [list(row.values()) for row in await connection.fetch(STAND_INS)]
+    facts["database"] = await database(connection, await connection.fetchval("select pg_catalog.current_database()"))
     return facts
+
+
+async def database(connection: Any, name: str) -> dict[str, Any]:
+    """What a database has beside its contents: row (of pg_database), owner, comment, settings, grants (None: usual)."""
+    found: dict[str, Any] = orjson.loads(await connection.fetchval(DATABASE, name))
+    return found
 
 
 async def sequences(connection: Any, scope: Scope) -> dict[str, list[Any]]:
     """Where each sequence is now: its last value, and whether that was given out. No snapshot holds one still."""
     found = {}
-    for name in await _relations(connection, scope, "S"):
-        row = await connection.fetchrow(f"select last_value, is_called from {_sql(name)}")
+    for name, sql in (await _relations(connection, scope, "S")).items():
+        row = await connection.fetchrow(f"select last_value, is_called from {sql}")
         found[name] = [row["last_value"], row["is_called"]]
     return found
 
@@ -203,22 +243,23 @@ def _difference(kind: str, name: str, ours: Any, theirs: Any) -> str:
     return f"{kind}: {name} differs"
 
 
-async def _relations(connection: Any, scope: Scope, kind: str) -> list[str]:
+async def _relations(connection: Any, scope: Scope, kind: str) -> dict[str, str]:
+    """Each by its name as people write it, and as SQL has it."""
     rows = await connection.fetch(
         "select n.nspname, r.relname from pg_catalog.pg_class r "
         "join pg_catalog.pg_namespace n on n.oid = r.relnamespace "
         f"where r.relkind = '{kind}' and r.relpersistence <> 't' and {scope.condition} "
         f"and not {EXTENSION_MEMBER.format(oid='r.oid')} order by 1, 2"
     )
-    names = [f"{row[0]}.{row[1]}" for row in rows]
-    return [name for name in names if name not in UNWANTED_ROWS]
+    names = {f"{schema}.{name}": f"{quoted(schema)}.{quoted(name)}" for schema, name in rows}
+    return {name: sql for name, sql in names.items() if name not in UNWANTED_ROWS}
 
 
-async def _summed(connection: Any, name: str, seed: int) -> tuple[int, str]:
+async def _summed(connection: Any, sql: str, seed: int) -> tuple[int, str]:
     """Rows and their checksum: a sum of 64-bit hashes, which does not depend on their order."""
     row = await connection.fetchrow(
         "select count(*) as rows, "
-        f"coalesce(sum(pg_catalog.hashtextextended(t::text, {seed})::numeric), 0)::text as sum from only {_sql(name)} t"
+        f"coalesce(sum(pg_catalog.hashtextextended(t::text, {seed})::numeric), 0)::text as sum from only {sql} t"
     )
     return row["rows"], row["sum"]
 
@@ -229,11 +270,6 @@ def _completed(query: str, scope: Scope) -> str:
         member_r=EXTENSION_MEMBER.format(oid="r.oid"),
         member_f=EXTENSION_MEMBER.format(oid="f.oid"),
     )
-
-
-def _sql(name: str) -> str:
-    schema, _, table = name.partition(".")
-    return f"{quoted(schema)}.{quoted(table)}"
 
 
 def literal(text: str) -> str:

@@ -98,7 +98,8 @@ async def fill(
     Parameters:
         backup: of `unlock`.
         address: the database.
-        table: only this one, as `schema.table`, with its indexes and constraints but for foreign keys.
+        table: only this one, as `schema.table`, with its indexes, policies, sequences, and constraints but for foreign
+            keys; all of it or nothing.
         told: how far it is.
 
     Raises:
@@ -112,21 +113,24 @@ async def fill(
         if table is None:
             await refuse_full(connection, address.shown)
         else:
-            await _refuse_table(connection, backup, table, address.shown)
+            refuse_unknown(backup, table)
         filled = Filled(server)
         used = await asyncio.to_thread(_client, server)
         environ = used.variables(tools.connection_environ(address, tls=server.tls))
         entries = await asyncio.to_thread(_entries, backup, used)
-        await _prepare(connection, backup, filled, entries, table)
         superuser = await connection.fetchval("select current_setting('is_superuser') = 'on'")
-        wanted = _one_table(entries, backup, table) if table else _wanted(entries, backup, filled)
+        if table is None:
+            await _prepare(connection, backup, filled, entries)
+            wanted = _wanted(entries, backup, filled)
+        else:
+            wanted = await _one_table(connection, entries, backup, table, address.shown)
     except FAULTS as error:
         raise address.unreachable(error) from None
     finally:
         with contextlib.suppress(*FAULTS):
             await connection.close(timeout=5)
     flags = [] if superuser else ["--no-owner"]
-    await asyncio.to_thread(_pour, backup, used, environ, wanted, flags, server, told)
+    await asyncio.to_thread(_pour, backup, used, environ, wanted, flags, server, told, at_once=table is not None)
     return filled
 
 
@@ -135,34 +139,27 @@ def _client(server: Server) -> tools.Client:
     return tools.fitting(server.major, tls=server.tls)
 
 
-async def _refuse_table(connection: Any, backup: Opened, table: str, shown: str) -> None:
+def refuse_unknown(backup: Opened, table: str) -> None:
+    """Raises UsageError where the backup has no rows of such a table."""
     if table not in backup.manifest.tables:
-        raise UsageError(f"the backup has no table {table}", hint="oxherd backup list --json names them all")
-    if await connection.fetchval("select to_regclass($1) is not null", _qualified(table)):
         raise UsageError(
-            f"{shown} has a table {table}",
-            hint="rename that one first, or restore into an empty database and copy the rows you want",
+            f"the backup has no table {table}",
+            hint="oxherd backup list --json names them all, as schema.table; of a partitioned one its partitions",
         )
 
 
-async def _prepare(
-    connection: Any, backup: Opened, filled: Filled, entries: Sequence[_Entry], table: str | None
-) -> None:
-    if table is not None:
-        await connection.execute(f"create schema if not exists {quoted(table.partition('.')[0])}")
-        return
+async def _prepare(connection: Any, backup: Opened, filled: Filled, entries: Sequence[_Entry]) -> None:
     known = {row[0] for row in await connection.fetch("select rolname from pg_catalog.pg_roles")}
     for role in backup.facts["roles"]:
         if role not in known:
             await connection.execute(f"create role {quoted(role)} nologin")
             filled.roles.append(role)
-    schemas = {entry.name for entry in entries if entry.kind == "SCHEMA"}
     # A dump of chosen schemas makes `public`; a dump of all only says whose it is, where that is not the usual owner.
     if "public" in (backup.manifest.database["schemas"] or ()):
         await connection.execute("drop schema if exists public")
     available = {row[0] for row in await connection.fetch("select name from pg_catalog.pg_available_extensions")}
     for extension, schema in backup.facts["extensions"].items():
-        if schema not in schemas and schema != "pg_catalog":
+        if schema != "pg_catalog" and not any(entry.is_of("SCHEMA", "-", schema) for entry in entries):
             await connection.execute(f"create schema if not exists {quoted(schema)}")
         if extension not in available:
             filled.left_out.append(extension)
@@ -187,8 +184,10 @@ class _Entry:
 
     line: str
     kind: str
-    schema: str
-    name: str
+
+    def is_of(self, kind: str, schema: str, name: str) -> bool:
+        """Whether it is of this kind, and of this thing; the line does not quote names, which may hold spaces."""
+        return self.kind == kind and f" {kind} {schema} {name} " in self.line
 
 
 def _entries(backup: Opened, client: tools.Client) -> list[_Entry]:
@@ -199,8 +198,7 @@ def _entries(backup: Opened, client: tools.Client) -> list[_Entry]:
             continue
         rest = line.split(" ", 3)[3] if line.count(" ") > 3 else ""
         kind = max((each for each in KINDS if rest.startswith(f"{each} ")), key=len, default="")
-        schema, _, name = rest.removeprefix(f"{kind} ").partition(" ")
-        found.append(_Entry(line, kind, schema, name.rpartition(" ")[0] or name))
+        found.append(_Entry(line, kind))
     if not found:
         raise BackupDamaged("the dump has nothing in it")
     return found
@@ -211,43 +209,68 @@ def _wanted(entries: Sequence[_Entry], backup: Opened, filled: Filled) -> list[s
     made = {schema for _, schema, *_ in backup.facts["stand_ins"]} if filled.stand_ins else set()
 
     def keep(entry: _Entry) -> bool:
-        if entry.kind == "EXTENSION" and entry.name in filled.left_out:
+        if any(entry.is_of("EXTENSION", "-", each) for each in filled.left_out):
             return False
-        if entry.kind == "COMMENT" and entry.name.split(" ")[0] == "EXTENSION":
+        if entry.is_of("COMMENT", "-", "EXTENSION"):
             return False
-        if entry.kind == "SCHEMA" and entry.name in made and entry.schema == "-":
+        if any(entry.is_of("SCHEMA", "-", each) for each in made):
             return False
         return not (supabase and entry.kind in SUPABASES)
 
     return [entry.line for entry in entries if keep(entry)]
 
 
-def _one_table(entries: Sequence[_Entry], backup: Opened, table: str) -> list[str]:
-    schema, _, name = table.partition(".")
-    own = {"TABLE", "TABLE DATA", "ROW SECURITY"}
-    indexes = {
-        index.rpartition(".")[2].strip('"')
-        for index, definition in backup.facts["indexes"].items()
-        if re.search(rf' ON (ONLY )?"?{re.escape(schema)}"?\."?{re.escape(name)}"? ', definition)
-    }
+async def _one_table(connection: Any, entries: Sequence[_Entry], backup: Opened, table: str, shown: str) -> list[str]:
+    """What a table needs; its schema is made, and sequences that others use, too, are taken as they are there."""
+    dots = [place for place, letter in enumerate(table) if letter == "."]
+    places = [(table[:dot], table[dot + 1 :]) for dot in dots]
+    schema, name = next(place for place in places if any(entry.is_of("TABLE", *place) for entry in entries))
+    if await _is_there(connection, schema, name):
+        raise UsageError(
+            f"{shown} has a table {table}",
+            hint="move that one to another schema first, with its indexes (alter table … set schema …), or restore "
+            "into an empty database and copy the rows you want",
+        )
+    await connection.execute(f"create schema if not exists {quoted(schema)}")
+    whole = re.escape(schema), re.escape(name)
+    definition = re.compile(
+        r'CREATE (?:UNIQUE )?INDEX ("(?:[^"]|"")+"|\S+) ON (?:ONLY )?'
+        rf"(?:{whole[0]}|{re.escape(quoted(schema))})\.(?:{whole[1]}|{re.escape(quoted(name))}) USING "
+    )
+    indexes = [_bare(found[1]) for each in backup.facts["indexes"].values() if (found := definition.match(each))]
+    sequences = [
+        (at, sequence, own)
+        for at, sequence, own in backup.facts["sequences_of"].get(table, ())
+        if own or not await _is_there(connection, at, sequence)
+    ]
 
     def keep(entry: _Entry) -> bool:
-        if entry.schema != schema:
-            return False
-        if entry.kind in own:
-            return entry.name == name
-        if entry.kind in {"CONSTRAINT", "DEFAULT", "POLICY"}:
-            return entry.name.split(" ")[0] == name
-        if entry.kind in {"SEQUENCE", "SEQUENCE OWNED BY", "SEQUENCE SET"}:
-            return entry.name.startswith(f"{name}_")
-        return entry.kind == "INDEX" and entry.name in indexes
+        return (
+            any(entry.is_of(kind, schema, name) for kind in ("TABLE", "TABLE DATA", "ROW SECURITY"))
+            or any(entry.is_of(kind, schema, name) for kind in ("CONSTRAINT", "DEFAULT", "POLICY"))
+            or any(entry.is_of("INDEX", schema, index) for index in indexes)
+            or any(entry.is_of(kind, at, each) for at, each, _ in sequences for kind in ("SEQUENCE", "SEQUENCE SET"))
+            or any(entry.is_of("SEQUENCE OWNED BY", at, each) for at, each, own in sequences if own)
+        )
 
     return [entry.line for entry in entries if keep(entry)]
 
 
+async def _is_there(connection: Any, schema: str, name: str) -> bool:
+    return bool(
+        await connection.fetchval(
+            "select pg_catalog.to_regclass($1) is not null", f"{quoted(schema)}.{quoted(name)}"
+        )
+    )  # fmt: skip
+
+
+def _bare(identifier: str) -> str:
+    return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier
+
+
 def _pour(
     backup: Opened, client: tools.Client, environ: Mapping[str, str], wanted: Sequence[str], flags: Sequence[str],
-    server: Server, told: Told,
+    server: Server, told: Told, *, at_once: bool,
 ) -> None:  # fmt: skip
     with tempfile.NamedTemporaryFile("w", prefix="oxherd-", suffix=".list") as listing:
         listing.write("\n".join(wanted) + "\n")
@@ -256,17 +279,19 @@ def _pour(
         if server.major >= 17:
             database = environ["PGDATABASE"]
             command += ["--exit-on-error", "--no-password", f"--dbname={_as_dbname(database)}"]
+            command += ["--single-transaction"] if at_once else []
             _run_on_dump(backup, command, environ, told)
         else:
-            _run_on_dump(backup, [*command, "--file=-"], environ, told, into=_psql(client))
+            _run_on_dump(backup, [*command, "--file=-"], environ, told, into=_psql(client, at_once=at_once))
 
 
 def _as_dbname(database: str) -> str:
     return "dbname='" + database.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _psql(client: tools.Client) -> list[str]:
-    return [client.program("psql"), "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"]
+def _psql(client: tools.Client, *, at_once: bool) -> list[str]:
+    flags = ["--single-transaction"] if at_once else []
+    return [client.program("psql"), "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", *flags, "--file=-"]
 
 
 def _run_on_dump(
@@ -354,11 +379,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()
-
-
-def _qualified(table: str) -> str:
-    schema, _, name = table.partition(".")
-    return f"{quoted(schema)}.{quoted(name)}"
 
 
 async def compare(backup: Opened, address: Address, filled: Filled) -> list[str]:

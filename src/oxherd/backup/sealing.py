@@ -340,6 +340,11 @@ def checked_part(storage: Storage, backup: str, part: Part) -> bytes:
         data = storage.get(f"{backup}/{part.name}")
     except FileNotFoundError:
         raise BackupDamaged(f"{backup}/{part.name} is missing", hint=OTHER) from None
+    return whole(data, backup, part)
+
+
+def whole(data: bytes, backup: str, part: Part) -> bytes:
+    """The same bytes. Raises BackupDamaged where they are not the part's."""
     if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
         raise BackupDamaged(f"{backup}/{part.name} is not what was stored: its bytes changed", hint=OTHER)
     return data

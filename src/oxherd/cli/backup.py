@@ -464,6 +464,8 @@ def _print_outcome(outcome: Any) -> None:
         note(f"what was live is kept as {outcome.kept}; drop it when you no longer need it")
     if outcome.left_out:
         note(f"extensions that the server lacks: {', '.join(outcome.left_out)}")
+    for each in outcome.unlike:
+        note(f"the database is not in all as it was: {each}")
     if outcome.unread:
         note(f"which jobs went on after the backup is not known, the live journal could not be read: {outcome.unread}")
     if outcome.finished:

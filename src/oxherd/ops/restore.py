@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+
+import asyncpg
 
 from oxherd.backup import create, facts, queue, restore, runs, tools, verify
 from oxherd.backup.create import Told, quiet
@@ -23,6 +25,17 @@ from oxherd.settings import Secret, Settings
 from oxherd.store.address import FAULTS, Address
 
 LONGEST = 63  # bytes of a name in Postgres
+# Settings that are lists of names: in the catalog they are as SQL wants them, others are plain text. As in pg_dump.
+LISTS = frozenset(
+    {"local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
+     "temp_tablespaces", "unix_socket_directories"}
+)  # fmt: skip
+# What a server says of a collation that it does not have, or of a kind of collation.
+LACKING = (
+    asyncpg.FeatureNotSupportedError, asyncpg.InvalidParameterValueError, asyncpg.PostgresSyntaxError,
+    asyncpg.WrongObjectTypeError,
+)  # fmt: skip
+GONE = ("08", "57")  # of a connection that ended
 NEWER_RUNS = """
     select job_id, name, status, (extract(epoch from finished_at) * 1000)::bigint as finished_at, output::text, error
     from oxherd.runs where queue = $1 and {condition} order by finished_at"""
@@ -37,6 +50,7 @@ class Outcome:
         rows: how many were restored.
         seconds: how long it took.
         roles, left_out: see `restore.Filled`.
+        unlike: what the database itself has otherwise: a collation the server lacks, settings or rights it refuses.
         finished: jobs that ended after the backup, by the journal that was there before; they are not run again.
         repeated: jobs that were on their way then or since: what they had paid for after the backup is paid again.
         unread: why neither is known: what keeps the live journal from being read; empty where it was.
@@ -49,6 +63,7 @@ class Outcome:
     seconds: float = 0.0
     roles: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     repeated: list[dict[str, Any]] = field(default_factory=list)
     unread: str = ""
@@ -65,6 +80,7 @@ class Target:
         name: its name, which is typed to confirm.
         there: whether it exists; empty: whether it has no table.
         supabase: whether it is one of Supabase's.
+        at: when it was looked at; names of what is made beside it have it.
     """
 
     address: Address
@@ -72,6 +88,7 @@ class Target:
     there: bool
     empty: bool
     supabase: bool
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 async def look(settings: Settings, into: str | None) -> Target:
@@ -88,8 +105,8 @@ async def look(settings: Settings, into: str | None) -> Target:
         address = tools.address_of(into)
     else:
         address = runs.database_of(settings) if into is None else _sibling(runs.database_of(settings), into)
-    name = unquote(urlsplit(address.dsn.reveal()).path.lstrip("/"))
-    async with _connected(_sibling(address, "template1" if name == "postgres" else "postgres")) as connection:
+    name = _name(address)
+    async with _connected(_beside(address)) as connection:
         there = await connection.fetchval("select exists (select from pg_catalog.pg_database where datname = $1)", name)
     if not there:
         return Target(address, name, there=False, empty=True, supabase=False)
@@ -118,17 +135,25 @@ def plan(backup: restore.Opened, target: Target, outcome: Outcome, *, table: str
     outcome.database, outcome.rows = target.name, backup.manifest.rows
     rows = f"{outcome.rows} rows of {len(backup.manifest.tables)} tables, from {backup.manifest.name}"
     if table is not None:
-        outcome.rows = backup.manifest.tables.get(table, 0)
+        restore.refuse_unknown(backup, table)
+        outcome.rows = backup.manifest.tables[table]
         step = partial(_fill, backup, target.address, outcome, table, told)
         return Plan((Step("create", f"table {table} in {target.name}", f"{outcome.rows} rows", step),))
     if target.empty:
         steps = (
             []
             if target.there
-            else [Step("create", f"database {target.name}", "", partial(_make, target.address, backup))]
+            else [Step("create", f"database {target.name}", "", partial(_make, target.address, backup, outcome))]
         )
         fill = partial(_fill, backup, target.address, outcome, None, told)
-        return Plan((*steps, Step("restore", f"into {target.name}, which is empty", rows, fill)))
+        dress = partial(_dress, target.address, backup.facts["database"], outcome)
+        return Plan(
+            (
+                *steps,
+                Step("restore", f"into {target.name}, which is empty", rows, fill),
+                Step("set", f"what ALTER DATABASE and GRANT had set for {target.name}", "", dress),
+            )
+        )
     if target.supabase:
         raise UsageError(
             f"{target.address.shown} is Supabase's and has tables; its database can't be swapped",
@@ -138,17 +163,17 @@ def plan(backup: restore.Opened, target: Target, outcome: Outcome, *, table: str
 
 
 def _swap(backup: restore.Opened, target: Target, outcome: Outcome, rows: str, told: Told) -> Plan:
-    stamp = f"{datetime.now(UTC):%Y%m%d%H%M%S}"
+    stamp = f"{target.at:%Y%m%d%H%M%S}"
     beside, before = _named(target.name, f"_new_{stamp}"), _named(target.name, f"_before_{stamp}")
     address = _sibling(target.address, beside)
     outcome.kept = before
     return Plan(
         (
-            Step("create", f"database {beside}", "beside the live one", partial(_make, address, backup)),
+            Step("create", f"database {beside}", "beside the live one", partial(_make, address, backup, outcome)),
             Step("restore", f"into {beside}", rows, partial(_fill, backup, address, outcome, None, told)),
             Step(
                 "swap", f"{target.name} and {beside}", f"sessions are cut off; what is live now stays as {before}",
-                partial(_rename, target.address, target.name, beside, before),
+                partial(_rename, target.address, target.name, beside, before, outcome),
             ),
         )
     )  # fmt: skip
@@ -230,12 +255,59 @@ async def restore_database(
     return outcome
 
 
-async def _make(address: Address, backup: restore.Opened) -> None:
-    name, encoding = unquote(urlsplit(address.dsn.reveal()).path.lstrip("/")), backup.manifest.database["encoding"]
-    async with _connected(_sibling(address, "postgres" if name != "postgres" else "template1")) as connection:
-        await connection.execute(
-            f"create database {quoted(name)} template template0 encoding {facts.literal(encoding)}"
-        )
+async def _make(address: Address, backup: restore.Opened, outcome: Outcome) -> None:
+    """Make it, sorting as the one that was backed up did where the server can."""
+    name, encoding = _name(address), backup.manifest.database["encoding"]
+    empty = f"create database {quoted(name)} template template0 encoding {facts.literal(encoding)}"
+    async with _connected(_beside(address)) as connection:
+        row = backup.facts["database"]["row"]
+        try:
+            await connection.execute(f"{empty} {_locale(row, connection.get_server_version().major)}")
+        except LACKING:
+            await connection.execute(empty)
+            locale = row.get("datlocale") or row.get("daticulocale") or row["datcollate"]
+            outcome.unlike.append(f"the server lacks its collation {locale}, and sorts text in its own way")
+
+
+def _locale(row: Mapping[str, Any], major: int) -> str:
+    """A row of pg_database as options of `create database`."""
+    provider, kinds = row.get("datlocprovider", "c"), {"c": "libc", "i": "icu", "b": "builtin"}
+    words = [f"lc_collate {facts.literal(row['datcollate'])} lc_ctype {facts.literal(row['datctype'])}"]
+    if major >= 15 or provider != "c":  # older ones know no other
+        words.append(f"locale_provider {kinds[provider]}")
+    if provider != "c":
+        words.append(f"{kinds[provider]}_locale {facts.literal(row.get('datlocale') or row['daticulocale'])}")
+    if row.get("daticurules"):
+        words.append(f"icu_rules {facts.literal(row['daticurules'])}")
+    return " ".join(words)
+
+
+async def _dress(address: Address, wanted: Mapping[str, Any], outcome: Outcome) -> None:
+    """Give a database what `facts.database` found at another one; what is refused is told, and no fault."""
+    name = quoted(_name(address))
+    lines = [("its limit", f"alter database {name} connection limit {int(wanted['row']['datconnlimit'])}")]
+    lines += [("its comment", f"comment on database {name} is {facts.literal(wanted['comment'] or '')}")]
+    for role, settings in wanted["settings"]:
+        whose = f"role {quoted(role)} in database" if role else "database"
+        for each in settings:
+            setting, _, value = each.partition("=")
+            shown = value if setting in LISTS else facts.literal(value)
+            lines.append((f"the setting {setting}", f"alter {whose} {name} set {quoted(setting)} to {shown}"))
+    if wanted["grants"] is not None:
+        lines += [("its rights", f"revoke all on database {name} from public")]
+    for role, right, may_grant in wanted["grants"] or ():
+        line = f"grant {right} on database {name} to {quoted(role) if role else 'public'}"
+        lines += [(f"the right {right} of {role or 'public'}", f"{line} with grant option" if may_grant else line)]
+    async with _connected(_beside(address)) as connection:
+        if await connection.fetchval("select current_setting('is_superuser') = 'on'"):  # as of all that is in it
+            lines.append(("its owner", f"alter database {name} owner to {quoted(wanted['owner'])}"))
+        for what, line in lines:
+            try:
+                await connection.execute(line)
+            except asyncpg.PostgresError as error:
+                if not error.sqlstate or error.sqlstate.startswith(GONE):
+                    raise
+                outcome.unlike.append(f"{what} was not set ({error.sqlstate})")
 
 
 async def _fill(backup: restore.Opened, address: Address, outcome: Outcome, table: str | None, told: Told) -> None:
@@ -250,14 +322,11 @@ async def _fill(backup: restore.Opened, address: Address, outcome: Outcome, tabl
             )
 
 
-async def _rename(address: Address, live: str, beside: str, before: str) -> None:
-    async with _connected(_sibling(address, "postgres" if live != "postgres" else "template1")) as connection:
+async def _rename(address: Address, live: str, beside: str, before: str, outcome: Outcome) -> None:
+    async with _connected(_beside(address)) as connection:
         if not await connection.fetchval(f"select pg_catalog.pg_try_advisory_lock({create.LOCK})"):
             raise JobStateError("another restore is being done on this server")
-        settings = await connection.fetchval(
-            "select setconfig from pg_catalog.pg_db_role_setting s "
-            "join pg_catalog.pg_database d on d.oid = s.setdatabase where d.datname = $1 and s.setrole = 0", live,
-        )  # fmt: skip
+        await _dress(_sibling(address, beside), await facts.database(connection, live), outcome)
         await connection.execute(f"alter database {quoted(live)} with allow_connections false")
         try:
             await connection.execute(
@@ -272,9 +341,6 @@ async def _rename(address: Address, live: str, beside: str, before: str) -> None
             await connection.execute(f"alter database {quoted(live)} with allow_connections true")
             raise
         await connection.execute(f"alter database {quoted(before)} with allow_connections true")
-        for each in settings or ():
-            name, _, value = each.partition("=")
-            await connection.execute(f"alter database {quoted(live)} set {quoted(name)} to {facts.literal(value)}")
 
 
 @contextlib.asynccontextmanager
@@ -287,6 +353,15 @@ async def _connected(address: Address) -> AsyncIterator[Any]:
     finally:
         with contextlib.suppress(*FAULTS):
             await connection.close(timeout=5)
+
+
+def _name(address: Address) -> str:
+    return unquote(urlsplit(address.dsn.reveal()).path.lstrip("/"))
+
+
+def _beside(address: Address) -> Address:
+    """A database of the same server from which this one can be made, changed and renamed."""
+    return _sibling(address, "template1" if _name(address) == "postgres" else "postgres")
 
 
 def _sibling(address: Address, database: str) -> Address:

@@ -243,6 +243,35 @@ async def test_one_table_is_restored_beside_others(shop, configured, database_ur
         await restore.fill(opened, tools.address_of(database_url), table="shop.nothing")
 
 
+async def test_one_table_comes_with_what_is_its_own_and_with_nothing_of_its_neighbours(
+    database_url, configured, postgres
+):
+    await execute(database_url, """
+        create schema "a.b"; create sequence numbers start 7; create type mood as enum ('glad');
+        create table "a.b"."t, ""x" (id serial primary key, n int default nextval('numbers'), t text);
+        create index "we ""ird" on "a.b"."t, ""x" (t); insert into "a.b"."t, ""x" (t) values ('a');
+        create table old (id serial primary key); alter table old rename to orders; insert into orders default values;
+        create table orders_done (id serial primary key); create table moody (id serial, mood mood)""")  # fmt: skip
+    settings = configured(DATABASE_URL=database_url)
+    made = await runs.take(settings, None, with_queue=False)
+    assert (await runs.prove(settings, None)).ok
+    opened = restore.unlock(made, open_storage(settings), sealing.identities_of(settings.backup_identity))
+    other = await asyncio.to_thread(postgres.create_database, f"{database_url.rpartition('/')[2]}_tables")
+    await execute(other, "create sequence numbers start 30")
+    for table in ('a.b.t, "x', "public.orders"):
+        await restore.fill(opened, tools.address_of(other), table=table)
+    await execute(other, """insert into "a.b"."t, ""x" (t) values ('b'); insert into orders default values""")
+    assert await value(other, """select array_agg((id, n)::text order by id) from "a.b"."t, ""x" """) == [
+        "(1,7)", "(2,30)"
+    ]  # fmt: skip
+    assert await value(other, "select array_agg(id order by id) from orders") == [1, 2]
+    assert await value(other, """select count(*) from pg_indexes where indexname = 'we "ird'""") == 1
+    with pytest.raises(OxherdError, match=r'ERROR:  type "public\.mood" does not exist'):
+        await restore.fill(opened, tools.address_of(other), table="public.moody")
+    assert await value(other, "select to_regclass('moody_id_seq')") is None
+    await asyncio.to_thread(postgres.drop_database, other.rpartition("/")[2])
+
+
 async def test_oxherds_own_tables_are_migrated_and_a_credential_is_opened(oxherd_database_url, configured):
     from oxherd.app import build_store, build_vault
 

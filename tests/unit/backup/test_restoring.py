@@ -23,6 +23,19 @@ from oxherd.queue.timetable import Timetable
 from oxherd.settings import TABLE
 
 DAY = 86_400_000
+# What is set for a database as a whole; its rights are what keeps others out of it.
+DRESS = """
+    create role {role} nologin; revoke all on database {name} from public; grant connect on database {name} to {role};
+    alter database {name} set search_path = "$user", public, "My Schema"; alter database {name} owner to {role};
+    alter role {role} in database {name} set work_mem = '9MB'; alter database {name} connection limit 77"""
+DRESSED = """
+    select concat_ws('; ', pg_get_userbyid(datdba), datacl::text, datconnlimit, (
+        select string_agg(concat_ws(' ', nullif(setrole, 0)::regrole, setconfig), '; ' order by setrole)
+        from pg_db_role_setting where setdatabase = d.oid))
+    from pg_database d where datname = current_database()"""
+WORN = (
+    '{role}; {{{role}=CTc/{role}}}; 77; {{"search_path=\\"$user\\", public, \\"My Schema\\""}}; {role} {{work_mem=9MB}}'
+)
 
 
 def oxherd(settings, *words, typed=None):
@@ -49,7 +62,7 @@ def test_a_live_database_is_swapped_only_after_its_name_was_typed(variables, oxh
         )
     )
     assert oxherd(given, "create").exit_code == 0
-    asyncio.run(execute(url, "insert into mine values (2)"))
+    asyncio.run(execute(url, f"insert into mine values (2); {DRESS.format(name=name, role='swapped')}"))
 
     shown = oxherd(given, "restore", "latest", "--dry-run")
     assert f"what is live now stays as {name}_before_" in shown.output
@@ -59,8 +72,11 @@ def test_a_live_database_is_swapped_only_after_its_name_was_typed(variables, oxh
 
     done = oxherd(given, "restore", "latest", "--json", "--confirm", name)
     assert done.exit_code == 0, done.output
-    outcome = json.loads(done.stdout)["outcome"]
+    outcome, last = json.loads(done.stdout)["outcome"], json.loads(done.stdout)["steps"][-1]
     assert asyncio.run(value(url, "select count(*) from mine")) == 1
+    assert outcome["kept"] in last["detail"]
+    assert outcome["unlike"] == []
+    assert asyncio.run(value(url, DRESSED)) == WORN.format(role="swapped")
     before = url.removesuffix(name) + outcome["kept"]
     assert asyncio.run(value(before, "select count(*) from mine")) == 2
     assert asyncio.run(value(url, "select count(*) from oxherd.operations where kind = 'restore'")) == 1
@@ -83,11 +99,13 @@ def test_a_live_journal_that_can_not_be_read_is_no_reason_not_to_restore(variabl
 
 def test_a_missing_database_is_made_and_a_url_on_the_command_line_is_refused(variables, shop, postgres):
     given = variables | {"DATABASE_URL": shop}
+    asyncio.run(execute(shop, DRESS.format(name=shop.rpartition("/")[2], role="made")))
     assert oxherd(given, "create", "--no-queue").exit_code == 0
     assert oxherd(given, "restore", "latest", "--into", shop).exit_code == 2
     done = oxherd(given, "restore", "latest", "--into", "made_anew", "--confirm", "made_anew")
     assert done.exit_code == 0, done.output
     assert asyncio.run(value(shop.removesuffix("shop") + "made_anew", "select count(*) from shop.customers")) == 100
+    assert asyncio.run(value(shop.removesuffix("shop") + "made_anew", DRESSED)) == WORN.format(role="made")
     postgres.drop_database("made_anew")
 
 
