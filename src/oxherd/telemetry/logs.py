@@ -34,6 +34,7 @@ _CHATTY = ("uvicorn", "httpx2", "mcp")  # say at info level what our own lines s
 _REFUSALS_EVERY = 1.0  # seconds
 _LONGEST_TEXT = 8_000  # characters of one field; a model's whole answer in an error is no log line
 _LONGEST_LINE = 4 * _LONGEST_TEXT
+_AT_ONCE = 4_096  # bytes, Linux's PIPE_BUF: so many are not torn apart by others who write to the same pipe
 _SHORTEST_SECRET = 4  # characters; a shorter one is only hidden where it is the whole value
 _SHORTEST_LINE = 12  # characters of one line of a secret, such as of a certificate, that is hidden by itself
 
@@ -371,7 +372,7 @@ def configure(
     special: dict[type[Event], Callable[[Any], None]]
     special = {events.WorkerStarted: logs.started, events.RedisRefusedCommand: logs.refused}
     detach = [attach(_guarded(logs, special.get(kind, logs.event)), kind) for kind in _heard(level)]
-    return _stack_up(detach, _route_libraries(logs, _RANKS[level]))
+    return _stack_up([*detach, logs.flush], _route_libraries(logs, _RANKS[level]))
 
 
 def _heard(level: str) -> list[type[Event]]:
@@ -439,6 +440,7 @@ class _Logs:
         self._redactor = redactor
         self._rank = rank
         self._refusals: dict[str, tuple[float, int]] = {}
+        self._gathered = b""
         self._lock = threading.RLock()  # reentrant: a finaliser may log while its own thread is writing
 
     def event(self, event: Event, **more: Any) -> None:
@@ -449,7 +451,10 @@ class _Logs:
         line = self._render(_record(event, level, more), LINES[type(event)].told)
         if len(line) > _LONGEST_LINE or self._redactor.suspects(line) or _learned.suspects(line):
             line = self._render(_record(self._tidied(event), level, more), LINES[type(event)].told)
-        self._write(line)
+        if isinstance(event, events.JobEnded) and level == "info":
+            self._write_soon(line)
+        else:
+            self._write(line)
 
     def refused(self, event: events.RedisRefusedCommand) -> None:
         """Write one line a second for each code: while Redis is full or busy it refuses every command of every job."""
@@ -497,11 +502,37 @@ class _Logs:
         text = _learned.text(self._redactor.text(text))
         return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
 
-    def _write(self, line: bytes) -> None:
+    def _write_soon(self, line: bytes) -> None:
+        """Write a line with those of other jobs that end in this turn of the loop: a write to a pipe takes 10 µs."""
+        import asyncio  # who logs without a loop does without it
+
         try:
-            with self._lock:
-                while line:
-                    line = line[self._sink.write(line) or len(line) :]
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write(line)
+            return
+        with self._lock:
+            if len(self._gathered) + len(line) > _AT_ONCE:
+                self.flush()
+            if not self._gathered:
+                loop.call_soon(self.flush)
+            self._gathered += line
+
+    def _write(self, line: bytes) -> None:
+        with self._lock:
+            self.flush()
+            self._put(line)
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        with self._lock:
+            gathered, self._gathered = self._gathered, b""
+            self._put(gathered)
+
+    def _put(self, text: bytes) -> None:
+        try:
+            while text:
+                text = text[self._sink.write(text) or len(text) :]
         except OSError:
             pass  # a full disk or a reader that went away costs lines, never jobs
 

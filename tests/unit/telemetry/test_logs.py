@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 import errno
 import io
@@ -462,3 +463,41 @@ def test_a_job_s_line_is_cheap(log, job_ended):
         event = job_ended()
         seconds = min(timeit.repeat(lambda: emit(event), number=1000, repeat=10)) / 1000
     assert seconds < 40e-6  # about 5 µs on an idle machine; the margin is for a busy one
+
+
+class Counting(io.BytesIO):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def write(self, line):
+        if line:
+            self.sizes.append(len(line))
+        return super().write(line)
+
+
+async def test_jobs_that_end_in_one_turn_of_the_loop_share_writes_that_no_pipe_tears(log, job_ended):
+    sink = log(sink=Counting())
+    for number in range(40):
+        emit(job_ended(id=str(number)))
+    await asyncio.sleep(0)
+    assert [record["id"] for record in records(sink)] == [str(number) for number in range(40)]
+    assert len(sink.sizes) < 8
+    assert max(sink.sizes) <= 4096
+
+
+async def test_a_line_that_tells_more_does_not_wait_and_comes_after_those_that_did(log, job_ended):
+    sink = log()
+    emit(job_ended(id="1"))
+    emit(job_ended(id="2", outcome="failed"))
+    emit(job_ended(id="3"))
+    logging.getLogger("library").warning("hello")
+    assert [record.get("id") for record in records(sink)] == ["1", "2", "3", None]
+
+
+async def test_what_waits_is_written_when_logging_ends(job_ended):
+    sink = io.BytesIO()
+    stop = logs.configure("info", "json", sink=sink)
+    emit(job_ended(id="1"))
+    stop()
+    assert [record["id"] for record in records(sink)] == ["1"]
