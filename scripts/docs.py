@@ -115,6 +115,7 @@ def recovery_page() -> str:
         "`$DATABASE` and `$QUEUE` are their names, which confirm that you mean them; `$OLDER` is a name of",
         "`oxherd backup list`, `$REPOSITORY` a folder with a repository, this one when it is not set.",
         "",
+        drill_report.questions(),
         drill_report.runbooks(),
     ]
     return "\n".join(lines)

@@ -122,9 +122,9 @@ def fingerprint(report: Path) -> str:
 
 
 def test_in_production_nothing_that_breaks_is_run():
-    refused = oxherd("drill", "run", "redis-lost", "--in", "production")
+    refused = oxherd("drill", "run", "prove-backup", "redis-lost", "--in", "production")
     assert refused.returncode == 2
-    assert "breaks things" in refused.stderr
+    assert "redis-lost breaks things" in refused.stderr
     assert "prove-backup" in refused.stderr
 
 
@@ -133,11 +133,15 @@ def test_a_drill_in_production_that_can_not_reach_it_fails_and_says_why():
     assert failed.returncode == 1
     (result,) = json.loads(failed.stdout)
     assert result["ok"] is False
+    assert result["rpo_seconds"] is None
     assert "oxherd backup verify" in result["fault"]
 
 
-def test_an_unknown_drill_is_wrong_use():
-    assert oxherd("drill", "run", "meteorite").returncode == 2
+def test_an_unknown_drill_and_a_report_that_can_not_be_written_are_wrong_use(tmp_path):
+    assert oxherd("drill", "run", "worker-down", "meteorite").returncode == 2
+    refused = oxherd("drill", "run", "worker-down", "--report", str(tmp_path / "missing" / "drills.html"))
+    assert refused.returncode == 2
+    assert "can't be written" in refused.stderr
 
 
 def test_the_plan_has_no_secret(runs_url):

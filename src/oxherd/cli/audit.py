@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, note, print_json, print_table
+from oxherd.cli.printing import Json, note, print_json, print_table, writable
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ app = typer.Typer(no_args_is_help=True, help="Which secrets are where, who can r
 Kept = tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]  # operations by kind; the audit log's newest line
 LONGEST = 366  # days for which a finding can be accepted
 Baseline = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="What was accepted; .oxherd-audit.toml of the folder when left out.")
+    Path | None,
+    typer.Option(metavar="FILE", help="What was accepted; the repository's .oxherd-audit.toml when left out."),
 ]
 
 
@@ -55,12 +56,13 @@ def secrets(
     from oxherd.app import run_loop
     from oxherd.ops import audit_formats, audit_known
     from oxherd.ops.audit_secrets import audit
-    from oxherd.ops.audit_sources import Scope, repository
+    from oxherd.ops.audit_sources import Scope
 
+    writable(output)
     root = _folder(path)
     settings = variables.load(needs=())
     marker = audit_known.Marker(settings.audit_key)
-    known = audit_known.load(baseline or (repository(root) or root) / audit_known.FILE, marker)
+    known = audit_known.load(baseline or _baseline_of(root), marker)
     report = audit(
         root, Scope(staged, since, shell_history), marker, known, installed=settings.named_secrets,
         today=datetime.now(UTC).date(), progress=lambda number: note(f"{number:,} texts"),
@@ -119,7 +121,7 @@ def accept(
         raise UsageError("FINGERPRINT must be the 32 hex digits that `oxherd audit secrets` shows")
     if not reason.strip():
         raise UsageError("--reason must say why the finding may stay")
-    file = baseline or Path(audit_known.FILE)
+    file = baseline or _baseline_of(Path.cwd())
     known = audit_known.load(file, audit_known.Marker(variables.load(needs=()).audit_key))
     kept = audit_known.Accepted(fingerprint, reason.strip(), _today() + timedelta(days=days))
     audit_known.save(file, audit_known.Known(known.key, {**known.accepted, fingerprint: kept}, known.installed))
@@ -139,7 +141,7 @@ def fingerprints(baseline: Baseline = None, as_json: Json = False) -> None:
     from oxherd.ops import audit_known
 
     settings = variables.load(needs=("AUDIT_KEY",))
-    marker, file = audit_known.Marker(settings.audit_key), baseline or Path(audit_known.FILE)
+    marker, file = audit_known.Marker(settings.audit_key), baseline or _baseline_of(Path.cwd())
     known = audit_known.load(file, marker)
     secrets = [(name, value) for name, value in settings.named_secrets if name != "AUDIT_KEY"]
     listed = audit_known.fingerprints(secrets, marker)
@@ -153,6 +155,14 @@ def fingerprints(baseline: Baseline = None, as_json: Json = False) -> None:
     else:
         print_table(("variable", "fingerprint"), [(each.variable, each.fingerprint) for each in listed])
         note(f"written: {file}")
+
+
+def _baseline_of(folder: Path) -> Path:
+    """The file of what is accepted: in the repository's top folder, from wherever in it the command runs."""
+    from oxherd.ops import audit_known
+    from oxherd.ops.audit_sources import repository
+
+    return (repository(folder) or folder) / audit_known.FILE
 
 
 def _folder(path: Path) -> Path:
@@ -312,6 +322,7 @@ def report(
     from oxherd.app import run_loop
     from oxherd.ops import audit_report
 
+    writable(output)
     root, settings = _folder(path), variables.load(needs=("RAILWAY",) if railway else ())
     evidence = run_loop(_evidence(root, settings, file or [], railway=railway, offline=offline))
     table = audit_report.controls(evidence)
@@ -329,11 +340,12 @@ def report(
 
 async def _evidence(root: Path, settings: Settings, files: list[Path], *, railway: bool, offline: bool) -> Evidence:
     from oxherd.ops.audit_report import Evidence, locks_of
+    from oxherd.ops.audit_sources import repository
 
     found, away, kept = await _inventory(settings, files, railway=railway, offline=offline)
     for words in away:
         note(words)
-    looked, unable = None, ""
+    looked, unable = None, "" if repository(root) else f"{root.name} is in no git repository, so there is no history"
     try:
         looked = _looked_through(root, settings)
     except UsageError as error:
@@ -349,8 +361,8 @@ async def _evidence(root: Path, settings: Settings, files: list[Path], *, railwa
 def _looked_through(root: Path, settings: Settings) -> Report:
     from oxherd.ops import audit_known
     from oxherd.ops.audit_secrets import audit
-    from oxherd.ops.audit_sources import Scope, repository
+    from oxherd.ops.audit_sources import Scope
 
     marker = audit_known.Marker(settings.audit_key)
-    known = audit_known.load((repository(root) or root) / audit_known.FILE, marker)
+    known = audit_known.load(_baseline_of(root), marker)
     return audit(root, Scope(), marker, known, installed=settings.named_secrets, today=_today())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, age, clock, console, duration, note, print_json, print_table
+from oxherd.cli.printing import Json, age, clock, console, duration, note, print_json, print_table, writable
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def keygen(
     """Make a pair of keys: prints the public half, for BACKUP_RECIPIENTS, and writes the secret one to a new file."""
     from oxherd.backup.sealing import new_identity
 
+    writable(output)
     recipient, identity = new_identity()
     try:
         output.touch(mode=0o600, exist_ok=False)
@@ -200,6 +201,7 @@ def verify(
 
     from oxherd.backup import runs
 
+    writable(report_file)
     settings = _settings()
     identity = _identity(identity_file)
     report = _run(

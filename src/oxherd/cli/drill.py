@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oxherd.cli.printing import Json, age, duration, note, print_json, print_table
+from oxherd.cli.printing import Json, age, duration, note, print_json, print_table, writable
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from oxherd.ops.drill import Result
     from oxherd.settings import RedisTarget, Settings
+    from oxherd.store import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,11 +52,11 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="\b\nExamples:\n  oxherd drill run database-lost\n  oxherd drill run all --report drills.html\n"
+    epilog="\b\nExamples:\n  oxherd drill run database-lost redis-lost\n  oxherd drill run all --report drills.html\n"
     "  oxherd drill run prove-backup --in production"
 )
 def run(
-    name: Annotated[str, typer.Argument(metavar="NAME|all", help="Which, by `oxherd drill list`.")],
+    which: Annotated[list[str], typer.Argument(metavar="NAME|all", help="Which, by `oxherd drill list`.")],
     place: Annotated[
         str, typer.Option("--in", metavar="scratch|production", help="Production only where nothing is broken by it.")
     ] = "scratch",
@@ -67,17 +68,18 @@ def run(
 ) -> None:
     """Run drills. Exit code 1 where one did not work.
 
-    On a scratch stack: real Valkey, real Postgres and real workers, started here and thrown away. What comes of it is
+    On a scratch stack: real Valkey, real Postgres and real workers, started here and thrown away. What comes of each is
     kept in the database of the variables, where one is configured, for `oxherd drill report` and the dashboard.
     """
     from oxherd.app import run_loop
     from oxherd.ops.drills import DRILLS
 
-    names = [each for each in DRILLS if name in {"all", each}]
-    if not names:
-        raise UsageError(f"there is no drill {name!r}", hint="oxherd drill list")
+    unknown = [each for each in which if each != "all" and each not in DRILLS]
+    if unknown:
+        raise UsageError(f"there is no drill {unknown[0]!r}", hint="oxherd drill list")
+    names = [each for each in DRILLS if "all" in which or each in which]
     if place == "production":
-        names = _harmless(names, every=name == "all")
+        names = _harmless(names, every="all" in which)
     elif place != "scratch":
         raise UsageError(f"--in takes scratch or production, not {place!r}")
     if report_file is not None:
@@ -96,9 +98,9 @@ def _harmless(names: Sequence[str], *, every: bool) -> list[str]:
 
     harmless = [name for name, drill in DRILLS.items() if drill.disaster.production]
     left = [name for name in harmless if name in names]
-    if not left:
+    if not every and left != names:
         raise UsageError(
-            f"{names[0]} breaks things: it is only run on a scratch stack",
+            f"{next(name for name in names if name not in left)} breaks things: it is only run on a scratch stack",
             hint=f"in production: {', '.join(harmless)}",
         )
     if every:
@@ -110,43 +112,34 @@ async def _run(names: Sequence[str], place: str, at_once: int) -> list[Result]:
     from oxherd import settings as variables
     from oxherd.ops.drill import in_production, rehearse
     from oxherd.ops.drills import DRILLS
+    from oxherd.ops.recording import optional_store
 
     turns = asyncio.Semaphore(at_once)
 
-    async def one(name: str) -> Result:
+    async def one(name: str, store: Store | None) -> Result:
         async with turns:
             drill = DRILLS[name]
             result = await (
                 in_production(drill.disaster, variables.child_environ({})) if place == "production" else rehearse(drill)
             )
         _tell(result)
+        if store is not None:
+            kept = result.operation
+            await store.write_operation(replace(kept, summary={**kept.summary, "in": place}))
         return result
 
-    results = await asyncio.gather(*map(one, names))
-    await _keep(results, place)
-    return list(results)
+    async with optional_store(_settings(), note) as store:
+        return await asyncio.gather(*(one(name, store) for name in names))
 
 
 def _tell(result: Result) -> None:
     state = "works" if result.ok else "DOES NOT"
     note(
-        f"{result.name:<16}{state:<10}RTO {duration(result.rto_seconds)}, RPO {duration(result.rpo_seconds)}, "
+        f"{result.name:<16}{state:<10}RTO {duration(result.rto_seconds)}, RPO {duration(result.rpo_seconds) or '-'}, "
         f"{result.jobs} jobs, {len(result.lost)} lost, {result.doubled} done twice, {result.paid_again} paid again"
     )
     if result.fault:
         note(f"  {result.fault}")
-
-
-async def _keep(results: Sequence[Result], place: str) -> None:
-    """Into the database's history, where there is one."""
-    from oxherd.ops.recording import optional_store
-
-    async with optional_store(_settings(), note) as store:
-        if store is None:
-            return
-        for each in results:
-            kept = each.operation
-            await store.write_operation(replace(kept, summary={**kept.summary, "in": place}))
 
 
 @app.command(epilog="\b\nExamples:\n  oxherd drill report > drills.md\n  oxherd drill report --output drills.html")
@@ -159,6 +152,8 @@ def report(
     """Report on the drills that were run, with the history of each."""
     from oxherd.ops.drill_report import markdown
 
+    if output is not None:
+        _check_report(output)
     rows = _history("drill", needed=True)["drill"]
     if output is not None:
         _write(output, rows)
@@ -229,6 +224,7 @@ def _row(result: Result) -> dict[str, Any]:
 def _check_report(path: Path) -> None:
     if path.suffix not in {".md", ".html", ".json"}:
         raise UsageError(f"{path}: a report ends in .md, .html or .json")
+    writable(path)
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -236,7 +232,6 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     from oxherd.ops import drill_report
 
-    _check_report(path)
     match path.suffix:
         case ".md":
             path.write_text(drill_report.markdown(rows))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +29,16 @@ STYLES = {
     "retrying": "yellow",
 }
 WIDEST = 60  # characters of a cell that holds free text
+
+
+def writable(path: Path | None) -> None:
+    """Raises UsageError where a file could not be written there: before the work that fills it, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; a file's name is wanted")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} can't be written: its folder has to be there, and open to this user")
 
 
 def print_json(value: Any, *, on_one_line: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oxherd.cli.printing import Json, note, print_json, print_table
+from oxherd.cli.printing import Json, note, print_json, print_table, writable
 from oxherd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def report(
     from oxherd.telemetry import sla
     from oxherd.telemetry.slo import load_promises
 
+    writable(output)
     first, last = _days(month, datetime.now(UTC).date())
     settings = variables.load()
     objectives = load_promises(Path(settings.oxherd_config)).objectives

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oxherd.cli.enqueue import seconds
-from oxherd.cli.printing import Json, print_json
+from oxherd.cli.printing import Json, print_json, writable
 from oxherd.errors import OxherdError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def verify(
     from oxherd.ops.verify import Asked
     from oxherd.ops.verify import verify as make_checks
 
+    writable(junit)
     settings = variables.load(needs=())
     url = _address(url) or settings.reached_at
     has_redis = getattr(settings, "redis_url", None) is not None

@@ -24,6 +24,7 @@ _OPERATORS = (  # what an operator needs, to replace other secrets
 )  # fmt: skip
 _SECRET_NAME = re.compile(r"(?i)(?:key|token|secret|password|passwd|pass|dsn|credentials?|webhook_url)$")
 _LOGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s:@/]*:[^\s@/]+@")
+RIGHTS = "+@all -@dangerous +info +client +acl|whoami +acl|dryrun"  # of a worker in Redis
 _DANGEROUS = ("FLUSHALL", "CONFIG GET *", "DEBUG SLEEP 0", "SHUTDOWN", "KEYS *")
 
 
@@ -201,8 +202,9 @@ def _static_of(place: str, there: Environment) -> Iterator[Fault]:
     try:
         settings = load({name: value.reveal() for name, value in there.values.items()}, needs=())
     except OxherdError:
-        yield Fault("privilege", "", Level.NOTE, f"{place} was not looked at closely: some are malformed or sealed",
-                    "`oxherd env check` says which")  # fmt: skip
+        for control in ("privilege", "tls"):
+            yield Fault(control, "", Level.NOTE, f"{place} was not looked at closely: some are malformed or sealed",
+                        "`oxherd env check` says which")  # fmt: skip
         return
     for fault in _static(settings):
         if fault.level > Level.NOTE:
@@ -330,8 +332,10 @@ _OPEN_TABLES = (
     "where c.relkind in ('r', 'p') and not c.relrowsecurity and n.nspname in ('oxherd', 'public') order by 1"
 )
 _EXPOSED = (
-    "select distinct table_schema || '.' || table_name as name from information_schema.role_table_grants "
-    "where grantee in ('anon', 'PUBLIC') and table_schema = 'oxherd' order by 1"
+    "select distinct n.nspname || '.' || c.relname as name from pg_class c "
+    "join pg_namespace n on n.oid = c.relnamespace cross join aclexplode(c.relacl) a "
+    "left join pg_roles r on r.oid = a.grantee "
+    "where n.nspname = 'oxherd' and (a.grantee = 0 or r.rolname = 'anon') order by 1"  # 0 is everybody
 )
 
 
@@ -389,7 +393,7 @@ async def ask_redis(target: RedisTarget) -> list[Fault]:
     except RedisRefused:  # hosted services keep their ACL commands to themselves
         return [
             Fault("privilege", "REDIS_URL", Level.NOTE, "Redis does not tell what this user may do",
-                  "look at its users in the service's console")
+                  f"let it ask (`{RIGHTS}`), or look at its users in the service's console")
         ]  # fmt: skip
     finally:
         await link.stop()
@@ -400,12 +404,7 @@ async def _rights(link: Any) -> list[Fault]:
     allowed = []
     for command in _DANGEROUS:
         words = [word.encode() for word in command.split()]
-        try:
-            answer = await link.call(b"ACL", b"DRYRUN", user, *words)
-        except RedisRefused as error:
-            if "no permissions" in str(error).lower():
-                continue
-            raise
+        answer = await link.call(b"ACL", b"DRYRUN", user, *words)
         if bytes(answer).upper() == b"OK":
             allowed.append(command.split()[0])
     if not allowed:
@@ -413,7 +412,7 @@ async def _rights(link: Any) -> list[Fault]:
     return [
         Fault("privilege", "REDIS_URL", Level.WARNING,
               f"its user {user.decode(errors='replace')} may {', '.join(allowed)}",
-              "give Oxherd an ACL user, `+@all -@dangerous +info +client`, for the queue's keys; docs/audit.md has it")
+              f"give Oxherd an ACL user, `{RIGHTS}`, for the queue's keys; docs/audit.md has it")
     ]  # fmt: skip
 
 

@@ -52,6 +52,8 @@ def _moment(at: int) -> str:
 def text(report: Report) -> str:
     """The report for people: a paragraph for each secret, the worst first."""
     blocks = [_paragraph(each, report) for each in report.findings]
+    if report.skipped:
+        blocks.append("\n".join(f"skipped: {each}" for each in report.skipped))
     return "\n\n".join([*blocks, summary(report)]) + "\n"
 
 

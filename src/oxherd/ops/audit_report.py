@@ -61,8 +61,8 @@ class Evidence:
 
     Attributes:
         made: when, in UTC.
-        secrets: the audit of secrets; None where it could not be done, which `unable` explains.
-        unable: why.
+        secrets: the audit of secrets; None where it could not be done.
+        unable: why it could not be done, or only in part; empty where it was done.
         variables: the audit of the variables.
         operations: by kind the newest first; None where the store can't be asked.
         audit_log: its newest line; None where there is none.
@@ -83,11 +83,12 @@ class Evidence:
 
 
 def locks_of(root: Path) -> tuple[str, ...]:
-    """The files that pin a project's dependencies. A requirements file counts where it has hashes."""
-    found = [name for name in _LOCKS if (root / name).is_file()]
-    return tuple(
-        name for name in found if name != "requirements.txt" or re.search(r"--hash=", (root / name).read_text("utf-8"))
-    )
+    """The files that pin a project's dependencies: those that have hashes."""
+    found = [root / name for name in _LOCKS if (root / name).is_file()]
+    return tuple(file.name for file in found if _HASH.search(file.read_text("utf-8", "replace")))
+
+
+_HASH = re.compile(r"\bsha(?:1|256|384|512)[:-]")
 
 
 def controls(evidence: Evidence) -> tuple[Control, ...]:
@@ -110,14 +111,25 @@ def _no_secrets(evidence: Evidence) -> Control:
     found = evidence.secrets
     if found is None:
         return Control(name, None, evidence.unable, "pip install 'oxherd[audit]'")
-    if not found.failing:
-        return Control(name, 100, summary(found))
-    return Control(name, 0, summary(found), "`oxherd audit secrets` lists them; docs/incident/leaked-secret.md")
+    if found.failing:
+        return Control(name, 0, summary(found), "`oxherd audit secrets` lists them; docs/incident/leaked-secret.md")
+    if evidence.unable:
+        return Control(name, None, f"{evidence.unable}; {summary(found)}", "run it in a whole clone of the repository")
+    if found.skipped:
+        more = f"; and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
+        return Control(name, None, f"{summary(found)}: {'; '.join(found.skipped[:3])}{more}", "look through those, too")
+    return Control(name, 100, summary(found))
 
 
 def _from_faults(evidence: Evidence, name: str, control: str, fine: str, unknown: str) -> Control:
-    """A control that is met where there is no such fault; `unknown` says why that can't be told, if it can't."""
+    """A control that is met where there is no such fault; `unknown` says why that can't be told, if it can't.
+
+    Notes say of what nobody could tell: of a sealed variable, a place with malformed ones, a Redis that keeps its users
+    to itself.
+    """
     found = [each for each in evidence.variables.failing if each.control == control]
+    notes = [each for each in evidence.variables.faults if each.control == control and each.level is Level.NOTE]
+    unknown = unknown or "; ".join(f"{each.variable} {each.message}".strip() for each in notes[:3])
     if not found:
         return Control(name, None, unknown) if unknown else Control(name, 100, fine)
     bad = any(each.level is Level.ERROR for each in found)
@@ -176,7 +188,7 @@ def _sealed(evidence: Evidence) -> Control:
         return Control(name, None, "ENCRYPTION_KEY is not set: none can be stored")
     if older:
         return Control(name, 50, "older keys are still in use", "`oxherd credentials rewrap`, then remove them")
-    return Control(name, 100, "AES-256-GCM with ENCRYPTION_KEY; no older key is in use")
+    return Control(name, 100, "AES-256-GCM with ENCRYPTION_KEY; no older key is set")
 
 
 def _tokens(evidence: Evidence) -> Control:

@@ -66,7 +66,7 @@ _OURS = (
     Kind("oxherd.upstash-management-key", "Upstash management key", "Upstash", "UPSTASH_API_KEY"),
     Kind("oxherd.supabase-secret-key", "Supabase secret key", "Supabase", "SUPABASE_SERVICE_ROLE_KEY"),
     Kind("oxherd.supabase-publishable-key", "Supabase publishable key", "Supabase", level=Level.NOTE),
-    Kind("oxherd.supabase-access-token", "Supabase access token", "Supabase"),
+    Kind("oxherd.supabase-access-token", "Supabase access token", "Supabase", "SUPABASE_ACCESS_TOKEN"),
     Kind("oxherd.supabase-jwt-service", "Supabase JWT, role service_role", "Supabase", "SUPABASE_SERVICE_ROLE_KEY"),
     Kind("oxherd.supabase-jwt-anon", "Supabase JWT, role anon", "Supabase", level=Level.NOTE),
     Kind("oxherd.supabase-jwt-user", "Supabase JWT of a user", "Supabase", level=Level.WARNING),
@@ -74,8 +74,14 @@ _OURS = (
     Kind("oxherd.sentry-token", "Sentry auth token", "Sentry", "SENTRY_AUTH_TOKEN"),
     Kind("oxherd.sentry-dsn", "Sentry DSN", "Sentry", "SENTRY_DSN", Level.WARNING),
     Kind("oxherd.encryption-key", "key of 32 bytes", "Oxherd", "ENCRYPTION_KEY"),
+    Kind("oxherd.encryption-keys", "key of 32 bytes, first of several", "Oxherd", "ENCRYPTION_KEYS_PREVIOUS"),
     Kind("oxherd.aws-secret-key", "AWS secret access key", "AWS"),
     Kind("oxherd.api-token", "token of the HTTP API", "Oxherd", "API_TOKEN"),
+    Kind("oxherd.password-variable", "password in a variable", ""),
+    Kind("oxherd.secret-variable", "secret in a variable", ""),
+    Kind("oxherd.redis-password", "password of a Redis user", "Redis", "REDIS_URL"),
+    Kind("oxherd.postgres-password", "password of a Postgres user", "Postgres", "DATABASE_URL"),
+    Kind("oxherd.login", "password of a login", ""),
 )
 KINDS = {kind.rule: kind for kind in _OURS}
 
@@ -152,13 +158,21 @@ _FAKE = re.compile(
     r"|0123456789|123456789|abcdefgh",
     re.IGNORECASE,
 )
+# What is told by its variable's name alone may be any words. A secret that a program made has digits and letters; one
+# with a known prefix is found by the rule for that, or is made up.
+BY_NAME = {"oxherd.password-variable", "oxherd.secret-variable", "oxherd.redis-password", "oxherd.postgres-password"}
+_DIGIT, _LETTER = re.compile(r"[0-9]"), re.compile(r"[A-Za-z]")
 _SHORTEST_GENERIC = 12  # below that, what a generic rule takes for a password was not one, in all that were looked at
-_WORDS = re.compile(r"(?i)^(?:[a-z]*(?:pass(?:word)?|secret|token|key)[-_a-z0-9]{0,6}|[a-z]+(?:[-_][a-z]+)+)$")
+_WORDS = re.compile(
+    r"(?i)^(?:[a-z]*(?:pass(?:word)?|secret|token|key)[-_a-z0-9]{0,6}|[a-z]+\d{0,2}(?:[-_][a-z]+\d{0,2})+)$"
+)
 
 
 def looks_fake(rule: str, value: str) -> bool:
     """Whether it is a placeholder, a template or words rather than a secret."""
     if len(set(value)) < 5:
+        return True
+    if rule in BY_NAME and (_PREFIXES.match(value) or not (_DIGIT.search(value) and _LETTER.search(value))):
         return True
     if rule.startswith(("oxherd.", "betterleaks.generic")) and (_FAKE.search(value) or _WORDS.match(value)):
         return True

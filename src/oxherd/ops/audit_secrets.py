@@ -16,10 +16,10 @@ from typing import Any
 
 from oxherd.errors import OxherdError, UsageError
 from oxherd.ops.audit_known import Accepted, Known, Marker, Recogniser
-from oxherd.ops.audit_rules import INSTALLED, RULES, Kind, Level, kind_of, looks_fake, masked
+from oxherd.ops.audit_rules import BY_NAME, INSTALLED, RULES, Kind, Level, kind_of, looks_fake, masked
 from oxherd.ops.audit_sources import Place, Scope, Text, texts
 from oxherd.ops.audit_views import views
-from oxherd.settings import Secret
+from oxherd.settings import TABLE, Secret
 
 DEEPEST = 3  # archives within archives
 AROUND = 1500  # bytes before and after a secret that are kept to ask its service with
@@ -189,10 +189,13 @@ def _audit(
     skipped: list[str] = []
     gathered: dict[str, dict[Seen, _Hit]] = {}
     number = size = 0
-    names: set[str] = set()
+    names: dict[str, bool] = {}
     for text in _and_their_names(texts(root, scope, skipped.append), names):
         number, size = number + 1, size + len(text.data)
         for hit, seen in _hits(detector, text, skipped):
+            if text.place is Place.NAME:
+                name = [*names][min(hit.line, len(names)) - 1]  # an escape may make lines
+                seen = dataclasses.replace(seen, path=name, line=1, in_head=names[name])  # noqa: PLW2901
             gathered.setdefault(hit.value.reveal(), {})[seen] = hit
         if number % 500 == 0:
             progress(number)
@@ -205,12 +208,20 @@ def _audit(
     )  # fmt: skip
 
 
-def _and_their_names(found: Iterable[Text], names: set[str]) -> Iterator[Text]:
-    """The texts, and at the end the names of all files: people put tokens there too."""
+def _and_their_names(found: Iterable[Text], names: dict[str, bool]) -> Iterator[Text]:
+    """The texts, and at the end the names of all files and authors: people put tokens there too.
+
+    Parameters:
+        found: the texts.
+        names: is given each name, a line of the last text, and whether the newest commit or a file has it.
+    """
     for text in found:
-        names.add(text.path)
+        here = text.in_head or text.place in {Place.FILE, Place.STAGED}
+        for name in (text.path, *(origin.author for origin in text.origins)):
+            line = " ".join(name.splitlines())
+            names[line] = names.get(line, False) or here
         yield text
-    yield Text("file names", "\n".join(sorted(names)).encode(errors="surrogateescape"), Place.FILE)
+    yield Text("names", "\n".join(names).encode(errors="replace"), Place.NAME)
 
 
 def _hits(detector: Detector, text: Text, skipped: list[str]) -> Iterator[tuple[_Hit, Seen]]:
@@ -232,6 +243,9 @@ def _hits(detector: Detector, text: Text, skipped: list[str]) -> Iterator[tuple[
 def _finding(value: str, places: dict[Seen, _Hit], marker: Marker, known: Known) -> Finding:
     hit = min(places.values(), key=lambda hit: _trust(hit.rule))
     kind = kind_of(hit.rule, value)
+    if kind.level > Level.NOTE and not hit.rule.startswith(INSTALLED):
+        named = next(filter(None, (_assigned_to(each.around.reveal(), value) for each in places.values())), "")
+        kind = dataclasses.replace(kind, variable=named or kind.variable)
     mark = marker.of(value.encode(errors="surrogateescape"))
     seen = sorted(places, key=lambda seen: (seen.at is None, seen.at or 0, seen.path, seen.line))
     level = min(kind.level, _worst(seen))
@@ -240,6 +254,17 @@ def _finding(value: str, places: dict[Seen, _Hit], marker: Marker, known: Known)
         mark, masked(value), kind, level, tuple(seen), accepted=known.accepted.get(mark), value=Secret(value),
         around=tuple(map(Secret, around)),
     )  # fmt: skip
+
+
+def _assigned_to(around: str, value: str) -> str:
+    """The variable of Oxherd's that a text gives a value to: a management key looks like any other. Or nothing."""
+    before = around[: max(around.find(value), 0)]
+    found = _ASSIGNMENT.search(before[-AROUND:])
+    return found[1] if found and found[1] in _SECRETS else ""
+
+
+_SECRETS = frozenset(variable.name for variable in TABLE if variable.secret)
+_ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]{3,60})[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:[a-z+]{2,20}://\S{0,100})?$")
 
 
 def _worst(seen: Sequence[Seen]) -> Level:
@@ -252,20 +277,26 @@ def _worst(seen: Sequence[Seen]) -> Level:
 
 def _trust(rule: str) -> int:
     """Which of several rules that found the same says best what it is."""
-    order = (rule.startswith(INSTALLED), rule.startswith("oxherd."), "generic" not in rule and "jwt" not in rule, True)
+    generic = rule in BY_NAME or "generic" in rule or "jwt" in rule
+    order = (rule.startswith(INSTALLED), rule.startswith("oxherd.") and not generic, not generic, True)
     return order.index(True)
 
 
 def _with_masked_paths(finding: Finding, values: Sequence[str]) -> Finding:
-    seen = tuple(dataclasses.replace(each, path=_hidden(each.path, values)) for each in finding.seen)
+    seen = tuple(
+        dataclasses.replace(
+            each, path=_hidden(each.path, values), author=each.author and _hidden(each.author, values)
+        )
+        for each in finding.seen
+    )  # fmt: skip
     return dataclasses.replace(finding, seen=seen)
 
 
 def _hidden(text: str, values: Sequence[str]) -> str:
-    """A path, or words with one, without the secrets that are in its names."""
+    """A name, or words with one, without the secrets in it, nor characters that a terminal would obey."""
     for value in values:
         text = text.replace(value, masked(value))
-    return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 _LONG_WORD = re.compile(r"[A-Za-z0-9_+=-]{20,}")  # in a path; before the end nobody knows whether it is a secret

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class Place(StrEnum):
     READABLE = "file that git ignores and others on the machine can read"
     IMAGE = "Docker build context"
     SHELL = "shell history"
+    NAME = "name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Text:
     """Something to look through.
 
     Attributes:
-        path: within the repository or folder; `commit message`, `tag message` or `file names` where it is no file.
+        path: within the repository or folder; `commit message`, `tag message` or `names` where it is no file.
         data: its bytes.
         place: where it stands.
         origins: the commits that brought it, in no order; empty where there are none.
@@ -93,12 +95,28 @@ def texts(root: Path, scope: Scope, skipped: Callable[[str], None]) -> Iterator[
     if top is None and (scope.staged or scope.since):
         raise UsageError(f"{root} is in no git repository", hint="leave out --staged and --since to look at files")
     if top is not None:
+        if not scope.staged:
+            _tell_what_is_elsewhere(top, skipped)
         yield from _of_git(top, scope, skipped)
     if not scope.staged and scope.since is None:
         yield from _files(top or root, skipped, tracked=top is not None)
     if scope.shell_history:
         for name in _SHELLS:
             yield from _read(Path.home() / name, f"~/{name}", Place.SHELL, skipped)
+
+
+def _tell_what_is_elsewhere(top: Path, skipped: Callable[[str], None]) -> None:
+    for line in git(top, "ls-files", "-z", "--stage").split(b"\0"):
+        about, _, name = line.partition(b"\t")
+        if about.startswith(b"160000 "):
+            skipped(f"{_readable(name)} is a submodule: audit that folder itself")
+    if git(top, "rev-parse", "--is-shallow-repository").strip() == b"true":
+        skipped("older commits are not here, this is a shallow clone: `git fetch --unshallow` brings them")
+
+
+def _readable(name: bytes) -> str:
+    """A file's name, of which git and the system only know bytes."""
+    return name.decode("utf-8", "replace")
 
 
 def repository(root: Path) -> Path | None:
@@ -162,11 +180,9 @@ def _inputs(
         if scope.get("since_commit"):
             raise UsageError(f"--since {scope['since_commit']} is no commit that git knows here") from None
         if not staged:  # a bare repository and one without a commit have nothing staged to compare
-            raise UsageError(
-                f"git's history can't be read: {type(error).__name__}", hint="`git fsck` says more"
-            ) from None
+            raise UsageError(f"git's history can't be read: {type(error).__name__}", hint=_why_not(top)) from None
         return
-    for each in _warned(listed, skipped):
+    for each in _warned(listed, top, skipped):
         if staged and each.blob_id in head:
             continue
         if each.unreachable is None and each.blob_id in seen:
@@ -177,20 +193,44 @@ def _inputs(
             Origin(commit.id, f"{commit.author.name} <{commit.author.email}>", commit.committer.timestamp)
             for commit in each.origins
         )
+        if each.data.startswith(_LFS):
+            skipped(f"{each.path} is kept by Git LFS, and only its pointer was read")
         yield Text(each.path, each.data, place, origins, in_head=each.blob_id in head)
 
 
-def _warned(listed: Iterator[Any], skipped: Callable[[str], None]) -> Iterator[Any]:
+_LFS = b"version https://git-lfs.github.com/spec/"
+_WHOLE = "`git fetch --refetch --no-filter` makes a partial clone whole"
+
+
+def _why_not(top: Path) -> str:
+    """What to do about a history that the scanner does not read."""
+    if git(top, "rev-parse", "--show-object-format").strip() != b"sha1":
+        return "the scanner reads repositories with SHA-1 only; `git archive HEAD` makes a folder that can be audited"
+    partial = b"promisor" in git(top, "config", "--list", "--name-only")
+    return _WHOLE if partial else "`git fsck` says more"
+
+
+def _warned(listed: Iterator[Any], top: Path, skipped: Callable[[str], None]) -> Iterator[Any]:
+    """The versions of files; tells in the end which were missing or too large."""
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for each in listed:
-            while caught:
-                skipped(str(caught.pop().message))
-            yield each
-        while caught:
-            skipped(str(caught.pop().message))
+        yield from listed
+    found = map(_LEFT_OUT.search, (str(each.message) for each in caught))
+    reasons = {each[1]: each[2] for each in found if each is not None}
+    missing = [id_ for id_, reason in reasons.items() if reason == "missing"]
+    if missing:
+        skipped(f"versions of files that are not here: {len(missing):,}; {_WHOLE}")
+    if len(missing) < len(reasons):
+        listing = git(top, "rev-list", "--all", "--objects").splitlines()
+        paths = dict(line.split(b" ", 1) for line in listing if line.count(b" "))
+        for id_, reason in reasons.items():
+            if reason != "missing":
+                skipped(f"{_readable(paths.get(id_.encode(), id_.encode()))} is larger than {LARGEST >> 20} MB")
+
+
+_LEFT_OUT = re.compile(r"^Git blob ([0-9a-f]+) skipped \((\w+)\)")
 
 
 def _messages(top: Path, since: str | None) -> Iterator[Text]:
@@ -224,10 +264,10 @@ def _files(root: Path, skipped: Callable[[str], None], *, tracked: bool) -> Iter
     bare = tracked and not (root / ".git").exists()
     if bare:
         return
-    open_to_git = _listed(root, "--modified", "--others", "--exclude-standard") if tracked else None
+    open_to_git = _listed(root, "--modified", "--others", "--exclude-standard") | _unwatched(root) if tracked else None
     committed = _listed(root) if tracked else set()
     into_image = _docker_filter(root)
-    for path in _walk(root):
+    for path in _walk(root, skipped):
         name = path.relative_to(root).as_posix()
         if open_to_git is None or name in open_to_git:
             yield from _read(path, name, Place.FILE, skipped)
@@ -244,18 +284,30 @@ def _listed(root: Path, *which: str) -> set[str]:
     return {name.decode(errors="surrogateescape") for name in listed.split(b"\0") if name}
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
+def _unwatched(root: Path) -> set[str]:
+    """Files whose changes git was told not to see: `--skip-worktree`, which it tags S, and `--assume-unchanged`."""
+    listed = (line.decode(errors="surrogateescape") for line in git(root, "ls-files", "-v", "-z").split(b"\0"))
+    return {line[2:] for line in listed if line[:1] == "S" or line[:1].islower()}
+
+
+def _walk(folder: Path, skipped: Callable[[str], None]) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        skipped(f"{_readable(os.fsencode(folder.name))} can't be read: {error.strerror}")
+        return
+    for path in inside:
         if path.is_symlink():
             continue
         if path.is_dir():
             if path.name not in _NEVER:
-                yield from _walk(path)
+                yield from _walk(path, skipped)
         elif path.is_file():
             yield path
 
 
 def _read(path: Path, name: str, place: Place, skipped: Callable[[str], None]) -> Iterator[Text]:
+    name = _readable(os.fsencode(name))
     try:
         about = path.stat()
         if about.st_size > LARGEST:

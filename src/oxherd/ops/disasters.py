@@ -32,6 +32,7 @@ class Disaster:
 
     Attributes:
         name: of the drill, and of the section in the documentation.
+        component: what it strikes, as the recovery plan's inventory has it.
         title: in words.
         shows: how it is noticed.
         lost: what is gone, in words.
@@ -40,6 +41,7 @@ class Disaster:
     """
 
     name: str
+    component: str
     title: str
     shows: str
     lost: str
@@ -58,6 +60,7 @@ PROVEN = Do("A real job proves that work is done again.", (NEW_JOB,))
 DISASTERS: tuple[Disaster, ...] = (
     Disaster(
         "prove-worker",
+        "workers",
         "Nobody knows whether jobs are run",
         "A deploy has just ended, or it has been quiet for long.",
         "Nothing: this only looks, with a job that is removed again.",
@@ -66,6 +69,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "prove-backup",
+        "backups",
         "Nobody knows whether the backup restores",
         "The alert backup-unproven, or the last proof is older than a week.",
         "Nothing: it is restored into a scratch database that is thrown away.",
@@ -74,6 +78,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "worker-down",
+        "workers",
         "A worker died",
         "The alerts silent-worker, queue-age or no-progress; the platform shows a crash or an exit code.",
         "Nothing. Its jobs go on elsewhere once their leases have run out, after 30 s at most, from their last step.",
@@ -93,6 +98,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "bad-deploy",
+        "workers",
         "A deploy does not work",
         "`oxherd deploy watch` ends with another code than 0; `/health` is 503 or answers nobody.",
         "Nothing: jobs wait, and what the old version ran was handed back.",
@@ -110,6 +116,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "redis-down",
+        "queue",
         "Redis is away, its data is not lost",
         "`/health` is 503, workers log `redis.lost`.",
         "Nothing, where Redis writes an append-only file; with `appendfsync everysec`, what came in the last second.",
@@ -124,6 +131,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "database-down",
+        "database",
         "Postgres is away, its data is not lost",
         "The alert store-away; `/health` says `store`.",
         "Nothing. Steps and results wait in the workers' memory; no job counts as finished before its result is kept.",
@@ -135,6 +143,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "provider-down",
+        "model service",
         "The model service is away",
         "The alerts failure-spike and slo-burn-fast; errors of the kind ModelUnreachable.",
         "Nothing. Jobs try again by their backoff, and those whose attempts are used up are dead letters.",
@@ -144,12 +153,16 @@ DISASTERS: tuple[Disaster, ...] = (
                 ("oxherd gate close --reason 'the model service is away'",),
             ),
             Do("When it is back, go on.", ("oxherd gate open",)),
-            Do("Put what failed meanwhile back on the queue.", ("oxherd jobs replay --all --yes",)),
+            Do(
+                "Put what failed meanwhile back on the queue, and have what waits for another try tried now.",
+                ("oxherd jobs replay --all --yes", "oxherd jobs promote --begun --yes"),
+            ),
             PROVEN,
         ),
     ),
     Disaster(
         "runaway-spend",
+        "model service",
         "Money runs away",
         "The alerts spend-spike or intake-stopped; BUDGET_DAILY_USD closes the gate by itself.",
         "Nothing: jobs wait.",
@@ -163,6 +176,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "redis-lost",
+        "queue",
         "Redis has lost its data",
         "`oxherd jobs list` is empty, producers' jobs never end; workers are idle and healthy.",
         "Jobs that were added after the last backup. Steps are in Postgres: what was paid for is not paid again.",
@@ -181,6 +195,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "database-lost",
+        "database",
         "Postgres has lost its data",
         "The alert store-away; `oxherd db status` says that tables are missing.",
         "Runs and steps since the last backup: jobs that are under way pay for those steps again.",
@@ -199,6 +214,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "bad-migration",
+        "database",
         "A migration has destroyed data",
         "Errors of the database in every run; the alert store-away.",
         "Runs and steps since the backup. The broken database is kept under another name.",
@@ -214,6 +230,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "backup-damaged",
+        "backups",
         "A backup can't be restored",
         "The alert backup-unproven; `oxherd backup verify` ends with 1.",
         "Nothing yet: the backups before it are there.",
@@ -226,6 +243,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "key-leaked",
+        "keys",
         "A key has leaked",
         "`oxherd audit secrets` finds it, or somebody tells you.",
         "Nothing; what was done with it meanwhile is in the service's own log.",
@@ -256,6 +274,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "key-revoked",
+        "keys",
         "The model service no longer takes the key",
         "The alerts failure-spike and slo-burn-fast; jobs fail with `the model service refused the key`.",
         "Nothing. Jobs that call a model fail at once, whatever attempts they have left, and are dead letters.",
@@ -278,6 +297,7 @@ DISASTERS: tuple[Disaster, ...] = (
     ),
     Disaster(
         "region-lost",
+        "everything",
         "Everything is gone but the backups",
         "Neither Redis nor Postgres nor a worker answers.",
         "What came after the last backup.",
@@ -300,4 +320,52 @@ DISASTERS: tuple[Disaster, ...] = (
             PROVEN,
         ),
     ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A step on the way to the right runbook.
+
+    Attributes:
+        words: the question, with the command that answers it.
+        answers: each in words, and the disaster it means; any other leads to the next question.
+    """
+
+    words: str
+    answers: tuple[tuple[str, str], ...]
+
+
+# From what keeps everything from working to what keeps something from it: the first answer that fits is the cause.
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "Does anything answer: `oxherd alerts list`, `oxherd db status`, the workers' `/health`?",
+        (("nothing, and the platform says that it is not back soon", "region-lost"),),
+    ),
+    Question("Is a key in the wrong hands?", (("yes, or it may be", "key-leaked"),)),
+    Question("Is money running away (`oxherd spend report`)?", (("yes", "runaway-spend"),)),
+    Question(
+        "Does Redis answer (`oxherd jobs list`)?",
+        (
+            ("no, and its data is safe", "redis-down"),
+            ("no, and it comes back empty; or it has no jobs, while producers wait for theirs", "redis-lost"),
+        ),
+    ),
+    Question(
+        "Does Postgres answer (`oxherd db status`)?",
+        (
+            ("no, and its data is safe", "database-down"),
+            ("no, and its data is gone; or it says that tables are missing", "database-lost"),
+            ("yes, and every run has errors of the database, or rows are wrong", "bad-migration"),
+        ),
+    ),
+    Question(
+        "Does a worker answer (`oxherd alerts list`)?",
+        (("none since a deploy", "bad-deploy"), ("none, or one less", "worker-down")),
+    ),
+    Question(
+        "Why do jobs fail (`oxherd jobs dead`)?",
+        (("`the model service refused the key`", "key-revoked"), ("the model service is away", "provider-down")),
+    ),
+    Question("Does the newest backup restore (`oxherd backup verify`)?", (("no", "backup-damaged"),)),
 )

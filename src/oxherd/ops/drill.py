@@ -76,7 +76,7 @@ class Result:
         paid_again: steps that were paid for again though they were kept.
         repeated: steps that ran when it broke, or were kept after the backup, and ran again: nothing can prevent that.
         rto_seconds: from the damage until every job that was waiting or running then, and a new one, had ended.
-        rpo_seconds: how far back what could be restored is; 0 where nothing is gone.
+        rpo_seconds: how far back what could be restored is; 0 where nothing is gone, None where nothing was to be.
         commands: of the runbook, in order.
         fault: why it failed, or an empty string.
         figures: more that this drill measured.
@@ -90,7 +90,7 @@ class Result:
     paid_again: int = 0
     repeated: int = 0
     rto_seconds: float = 0.0
-    rpo_seconds: float = 0.0
+    rpo_seconds: float | None = 0.0
     commands: list[Ran] = field(default_factory=list)
     fault: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +110,8 @@ class Result:
         return {
             "jobs": self.jobs, "lost": len(self.lost), "gone": len(self.gone), "doubled": self.doubled,
             "paid_again": self.paid_again, "repeated": self.repeated, "rto_seconds": round(self.rto_seconds, 1),
-            "rpo_seconds": round(self.rpo_seconds, 1), "fault": self.fault, **self.figures,
+            "rpo_seconds": None if self.rpo_seconds is None else round(self.rpo_seconds, 1), "fault": self.fault,
+            **self.figures,
             "commands": [{"command": ran.command, "code": ran.code, "seconds": ran.seconds} for ran in self.commands],
         }  # fmt: skip
 
@@ -391,7 +392,7 @@ async def run_command(
 
 async def in_production(disaster: Disaster, environ: Mapping[str, str]) -> Result:
     """Run the commands of a drill that breaks nothing, with the variables as they are here."""
-    result, since = Result(disaster.name), mono()
+    result, since = Result(disaster.name, rpo_seconds=None), mono()
     try:
         for command in disaster.commands:
             result.commands.append(await run_command(command, environ, None))

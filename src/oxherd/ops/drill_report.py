@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from oxherd.ops.disasters import DISASTERS, Disaster, Do
+from oxherd.ops.disasters import DISASTERS, QUESTIONS, Disaster, Do
 
 WIDTH, HEIGHT = 160, 32  # of a history's drawing
 
@@ -17,7 +18,8 @@ _FIGURES = ("jobs", "lost", "gone", "doubled", "paid_again", "repeated")
 ABOUT = (
     "RTO: from the damage until every job, and a new one, had ended. RPO: how old what was restored was. Lost "
     "jobs are those that a backup had; gone are those that came after it. Paid again: steps that were kept. Repeated: "
-    "steps that ran at that moment, or were kept after the backup."
+    "steps that ran at that moment, or were kept after the backup. In production nothing breaks: RTO there is how long "
+    "the proof took."
 )
 
 
@@ -82,7 +84,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+    if value is None:
+        return "-"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.0f} {unit}"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
 
 
 def _histories(rows: Sequence[Row]) -> Iterator[tuple[str, list[float]]]:
@@ -113,9 +120,28 @@ def runbooks() -> str:
     return "\n\n".join(map(_runbook, DISASTERS)) + "\n"
 
 
+def questions() -> str:
+    """The way to the right runbook, as Markdown."""
+    headings = {each.name: _heading(each) for each in DISASTERS}
+    lines = ["## Which runbook", "", "The first answer that fits is where to go; else on to the next question.", ""]
+    for number, question in enumerate(QUESTIONS, 1):
+        lines.append(f"{number}. {question.words}")
+        lines += [f"   - {words}: [{name}](#{_anchor(headings[name])})" for words, name in question.answers]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(disaster: Disaster) -> str:
+    return f"{disaster.name}: {disaster.title[0].lower()}{disaster.title[1:]}"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def _runbook(disaster: Disaster) -> str:
     lines = [
-        f"## {disaster.name}: {disaster.title[0].lower()}{disaster.title[1:]}", "",
+        f"## {_heading(disaster)}", "",
         f"**It shows**: {disaster.shows}", "", f"**What is gone**: {disaster.lost}", "",
     ]  # fmt: skip
     for number, step in enumerate(disaster.steps, 1):
@@ -143,22 +169,21 @@ def plan(inventory: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Row]]
     """
     lines = ["# Disaster recovery", "", "## What there is", "", "| component | where |", "|---|---|"]
     lines += [f"| {name} | {where} |" for name, where in inventory]
-    lines += ["", "## What was last measured", "", "| what | when | RTO | RPO |", "|---|---|---|---|"]
-    lines += [*_measured(rows)] or ["| nothing yet: `oxherd drill run all`, `oxherd backup verify` | | | |"]
+    lines += ["", "## What was last measured", "", "| component | by | when | RTO | RPO |", "|---|---|---|---|---|"]
+    lines += sorted(_measured(rows)) or ["| nothing yet: `oxherd drill run all`, `oxherd backup verify` | | | | |"]
     lines += ["", "## Who is told", "", *([f"- {each}" for each in contacts] or ["- nobody: docs/alerts.md"])]
-    lines += ["", "## Which runbook", "", "| it shows | go to |", "|---|---|"]
-    lines += [f"| {each.shows} | {each.name} |" for each in DISASTERS if not each.production]
-    return "\n".join([*lines, "", runbooks()])
+    return "\n".join([*lines, "", questions(), runbooks()])
 
 
 def _measured(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    components = {each.name: each.component for each in DISASTERS}
     for kind in ("backup", "verify", "drill"):
         for name, row in newest(rows.get(kind, ())).items() if kind == "drill" else _first(rows.get(kind, ())):
             when = datetime.fromtimestamp(row["at"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-            figures = row["summary"]
+            figures, component = row["summary"], components.get(name, "backups")
             bad = "" if row["outcome"] == "ok" else ", FAILED"
             times = [_seconds(figures.get(each)) for each in ("rto_seconds", "rpo_seconds")]
-            yield f"| {kind} {name}{bad} | {when} | {' | '.join(times)} |"
+            yield f"| {component} | {kind} {name}{bad} | {when} | {' | '.join(times)} |"
 
 
 def _first(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:

@@ -8,6 +8,7 @@ import json
 import secrets
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -21,8 +22,11 @@ from oxherd.cli import app
 from oxherd.ops import audit_report
 from oxherd.ops.audit_env import (
     HERE,
+    RIGHTS,
     Environment,
+    Fault,
     Inventory,
+    Row,
     ask_postgres,
     ask_redis,
     inventory,
@@ -31,6 +35,7 @@ from oxherd.ops.audit_env import (
 )
 from oxherd.ops.audit_railway import environments
 from oxherd.ops.audit_report import Evidence
+from oxherd.ops.audit_rules import Level
 from oxherd.ops.audit_secrets import Report
 from oxherd.settings import Secret, load, parse_redis_url
 from oxherd.store import Operation, migrate
@@ -215,6 +220,7 @@ async def test_a_superuser_and_tables_without_row_level_security_are_told(databa
     await migrate.migrate(database_url)
     connection = await asyncpg.connect(database_url)
     await connection.execute("create table public.open (id int); alter table oxherd.runs disable row level security")
+    await connection.execute("grant select on oxherd.steps to public")
     role, password = f"limited_{secrets.token_hex(4)}", secrets.token_hex(8)
     await connection.execute(f"create role {role} login password '{password}'")
     try:
@@ -222,6 +228,7 @@ async def test_a_superuser_and_tables_without_row_level_security_are_told(databa
         told = {(each.control, each.level.word, each.message) for each in faults}
         assert ("rls", "warning", "table public.open has no row-level security") in told
         assert ("rls", "error", "table oxherd.runs has no row-level security") in told
+        assert ("rls", "error", "table oxherd.steps is granted to anon or everybody") in told
         assert [each.control for each in faults].count("privilege") == 1
         parts = urlsplit(database_url)
         limited = parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
@@ -240,12 +247,16 @@ async def test_a_redis_user_that_may_flush_is_told_and_one_that_may_not_is_not(r
     (fault,) = await ask_redis(parse_redis_url(redis_url))
     assert (fault.control, fault.level.word) == ("privilege", "warning")
     assert "FLUSHALL" in fault.message
+    assert RIGHTS in Path("docs/audit.md").read_text()
     password = secrets.token_hex(8)
     with Redis.from_url(redis_url) as client:
-        client.execute_command(*f"ACL SETUSER worker on >{password} ~* &* +@all -@dangerous +info +client +acl".split())
+        client.execute_command(*f"ACL SETUSER worker on >{password} ~* &* {RIGHTS}".split())
         try:
             limited = replace(parse_redis_url(redis_url), username="worker", password=Secret(password))
             assert await ask_redis(limited) == []
+            client.execute_command("ACL", "SETUSER", "worker", "-acl|dryrun")
+            (untold,) = await ask_redis(limited)
+            assert (untold.level.word, untold.message) == ("note", "Redis does not tell what this user may do")
         finally:
             client.acl_deluser("worker")
 
@@ -282,6 +293,40 @@ def test_what_could_not_be_found_out_has_no_score_and_does_not_count():
     assert f"{len(unknown)} could not be found out" in audit_report.markdown(table, evidence())
 
 
+def test_a_history_that_was_not_all_looked_through_is_not_known(tmp_path):
+    name, report = "No secret is in the repository, its history or its image", evidence().secrets
+    assert scores()[name] == 100
+    part = replace(report, skipped=("lib is a submodule",))
+    assert scores(secrets=part)[name] is None
+    assert scores(unable="app is in no git repository")[name] is None
+    (tmp_path / "a.txt").write_text("nothing\n")
+    done = run(app, ["audit", "report", str(tmp_path), "--offline", "--json"])
+    told = {each["name"]: each for each in json.loads(done.stdout)["controls"]}
+    assert told[name]["verdict"] == "not known"
+    assert "is in no git repository" in told[name]["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("control", "name"),
+    [
+        ("privilege", "Credentials may do what they must and no more"),
+        ("sharing", "Environments share no secrets"),
+        ("tls", "What crosses public networks is encrypted"),
+    ],
+)
+def test_what_nobody_could_tell_is_not_passed(control, name):
+    rows = (Row("REDIS_URL", "", "", ("here", "there"), None, {}, ()),)
+    untold = Fault(control, "REDIS_URL", Level.NOTE, "does not tell", "")
+    asked = ("postgres", "redis")
+    assert scores(variables=Inventory(rows, (), asked, 2))[name] == 100
+    assert scores(variables=Inventory(rows, (untold,), asked, 2))[name] is None
+
+
+def test_an_empty_lock_file_locks_nothing(tmp_path):
+    (tmp_path / "uv.lock").write_text("")
+    assert audit_report.locks_of(tmp_path) == ()
+
+
 def test_a_requirements_file_locks_only_with_hashes(tmp_path):
     (tmp_path / "requirements.txt").write_text("redis==6.2\n")
     assert audit_report.locks_of(tmp_path) == ()
@@ -297,7 +342,7 @@ def installation(database_url, redis_url, monkeypatch, tmp_path):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     repo = Repository(tmp_path / "app")
-    repo.commit("uv.lock", "version = 1\n")
+    repo.commit("uv.lock", 'version = 1\nhash = "sha256:00"\n')
     return repo
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from bench.audit.planted import Repository, openrouter, plant
+from bench.audit.planted import Repository, alnum, openrouter, plant, uuid
 from typer.testing import CliRunner
 
 from oxherd.cli import app
@@ -280,6 +280,143 @@ def test_a_file_s_name_can_be_a_secret_and_is_masked(repo):
     assert key not in audit_formats.text(report)
 
 
+def test_a_secret_in_a_name_is_told_by_that_name_and_by_whether_it_is_still_there(repo):
+    file, person = openrouter(), openrouter()
+    repo.commit(f"{file}.txt", "nothing\n", "One")
+    repo.git("rm", "-q", f"{file}.txt")
+    repo.commit("a.txt", "something\n", "Two")
+    repo.git("commit", "-q", "--amend", "--no-edit", f"--author=Bob <{person}@example.com>")
+    report = look(repo.folder)
+    assert {(each.value.reveal(), each.first.path, each.in_head) for each in report.findings} == {
+        (file, f"{masked(file)}.txt", False),
+        (person, f"Bob <{masked(person)}@example.com>", True),
+    }
+    for form in (audit_formats.text(report), audit_formats.page(report), json.dumps(audit_formats.sarif(report))):
+        assert file not in form
+        assert person not in form
+
+
+def test_a_terminal_does_not_obey_what_a_repository_is_called(repo):
+    repo.commit("a\x1b[31m\n.txt", f"{openrouter()}\n")
+    repo.commit("b.txt", f"{openrouter()}\n")
+    repo.git("commit", "-q", "--amend", "--no-edit", "--author=E\x1b[2Kve <eve@example.com>")
+    text = audit_formats.text(look(repo.folder))
+    assert "a\\x1b[31m\\n.txt:1" in text
+    assert "E\\x1b[2Kve <eve@example.com>" in text
+    assert "\x1b" not in text
+
+
+def test_a_name_that_is_no_utf_8_does_not_stop_the_audit(tmp_path):
+    key = openrouter()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text(key)
+    report = look(tmp_path)
+    assert [(each.value.reveal(), each.first.path) for each in report.findings] == [(key, "caf\ufffd.txt")]
+    assert "caf\ufffd.txt" in audit_formats.text(report)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_can_t_be_read_is_told(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0)
+    assert look(tmp_path).skipped == ("locked can't be read: Permission denied",)
+
+
+@pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
+def test_a_change_that_git_was_told_not_to_see_is_seen(repo, flag):
+    key = openrouter()
+    repo.git("update-index", flag, "README.md")
+    repo.write("README.md", f"{key}\n")
+    assert values(look(repo.folder)) == [key]
+
+
+def test_what_is_not_here_to_be_looked_through_is_told(repo, tmp_path):
+    lib = Repository(tmp_path / "lib")
+    lib.commit("a.txt", "nothing\n")
+    repo.git("-c", "protocol.file.allow=always", "submodule", "add", "-q", str(lib.folder), "lib")
+    repo.commit("film.mp4", "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\nsize 12345\n")
+    repo.git("clone", "-q", "--depth=1", repo.folder.as_uri(), str(tmp_path / "shallow"))
+    report = look(tmp_path / "shallow")
+    assert report.skipped == (
+        "film.mp4 is kept by Git LFS, and only its pointer was read",
+        "lib is a submodule: audit that folder itself",
+        "older commits are not here, this is a shallow clone: `git fetch --unshallow` brings them",
+    )
+    assert "skipped: lib is a submodule" in audit_formats.text(report)
+    repo.git("config", "uploadpack.allowFilter", "true")
+    partial = str(tmp_path / "partial")
+    repo.git("clone", "-q", "--no-checkout", "--filter=blob:none", repo.folder.as_uri(), partial)
+    assert "versions of files that are not here: 3; `git fetch --refetch --no-filter` makes a partial clone whole" in (
+        look(Path(partial)).skipped
+    )
+
+
+def test_a_file_that_is_too_large_is_named(repo, monkeypatch):
+    monkeypatch.setattr("oxherd.ops.audit_sources.LARGEST", 1 << 20)
+    repo.commit("old/dump.sql", "insert\n" * 200_000)
+    repo.delete("old/dump.sql")
+    assert look(repo.folder).skipped == ("old/dump.sql is larger than 1 MB",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "POSTGRES_PASSWORD=SHORT", "      - PGPASSWORD=SHORT", 'REDIS_PASSWORD: "SHORT"', "password: SHORT",
+        '"password": "SHORT",', 'db_password = "SHORT"', "host=db.example.org user=app password=SHORT",
+        "postgresql:///app?host=db.example.org&password=SHORT", "db.example.org:5432:app:app:SHORT",
+        "ALTER ROLE app WITH LOGIN PASSWORD 'SHORT';", "requirepass SHORT", "redis-cli -h cache -a SHORT ping",
+        "user oxherd on ~bull:* >SHORT +@all", "ALERT_WEBHOOK_SECRET=LONG", "client_secret: 'LONG'",
+        "AWS_SESSION_TOKEN=LONG", "AZURE_STORAGE_ACCOUNT_KEY=LONG", "BACKUP_SECRET_ACCESS_KEY=LONG",
+        "machine git.example.org login bob password SHORT", "Authorization: Basic LONG",
+    ],
+)  # fmt: skip
+def test_a_password_is_found_by_what_stands_before_it(tmp_path, text):
+    made = f"4{alnum(38)}x" if "LONG" in text else f"4{alnum(20)}x"
+    (tmp_path / "a.txt").write_text(text.replace("LONG", made).replace("SHORT", made) + "\n")
+    assert values(look(tmp_path)) == [made]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "POSTGRES_PASSWORD=correct-horse-battery-staple1", "password: ${POSTGRES_PASSWORD}",
+        "password=self.password_of(me1)", 'API_SECRET = "read-it-from-the-environment1"',
+        "PGPASSWORD=$(cat /run/secrets/pg)", "requirepass changeme12345",
+    ],
+)  # fmt: skip
+def test_words_after_the_name_of_a_password_are_none(tmp_path, text):
+    (tmp_path / "a.txt").write_text(f"{text}\n")
+    assert values(look(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENROUTER_MANAGEMENT_KEY", openrouter), ("RAILWAY_API_TOKEN", uuid),
+        ("SUPABASE_ACCESS_TOKEN", lambda: f"sbp_{secrets.token_hex(20)}"),
+        ("AUDIT_KEY", lambda: base64.b64encode(secrets.token_bytes(32)).decode()),
+        ("API_READ_TOKEN", lambda: secrets.token_hex(24)),
+    ],
+    ids=["management key", "account token", "access token", "audit key", "read token"],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["export {}={}\n", '"{}": "{}"', "{}: '{}'"], ids=["shell", "json", "yaml"])
+def test_the_variable_is_the_one_that_the_text_names(tmp_path, form, variable, value):
+    (tmp_path / "a.txt").write_text(form.format(variable, value()))
+    assert [each.kind.variable for each in look(tmp_path).findings] == [variable]
+
+
+def test_a_login_is_told_by_its_variable_too(tmp_path):
+    (tmp_path / "a.txt").write_text(
+        f"DATABASE_ADMIN_URL=postgresql://admin:{secrets.token_hex(12)}@db.example.org/app\n"
+    )
+    (found,) = look(tmp_path).findings
+    assert (found.kind.variable, found.kind.rotation.startswith("by hand")) == ("DATABASE_ADMIN_URL", True)
+
+
+def test_both_of_two_older_keys_are_found(tmp_path):
+    keys = [base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2)]
+    (tmp_path / "a.env").write_text(f"ENCRYPTION_KEYS_PREVIOUS={','.join(keys)}\n")
+    assert set(values(look(tmp_path))) == set(keys)
+
+
 def test_a_plain_folder_needs_no_git(tmp_path):
     key = openrouter()
     (tmp_path / "notes.txt").write_text(f"{key}\n")
@@ -377,7 +514,8 @@ def test_without_the_scanner_the_command_says_how_to_get_it(repo, monkeypatch):
 
 def test_the_command_finds_accepts_and_is_content(repo, monkeypatch):
     repo.commit("a.py", f'KEY = "{openrouter()}"\n')
-    monkeypatch.chdir(repo.folder)
+    (repo.folder / "deep").mkdir()
+    monkeypatch.chdir(repo.folder / "deep")
     done = run(app, ["audit", "secrets", "--json"])
     assert done.exit_code == 1
     (found,) = json.loads(done.stdout)["findings"]
@@ -387,7 +525,7 @@ def test_the_command_finds_accepts_and_is_content(repo, monkeypatch):
     assert "a test's key" in done.stdout
     for name in ("r.html", "r.sarif", "r.json"):
         assert run(app, ["audit", "secrets", "--output", name]).exit_code == 0
-        assert (repo.folder / name).stat().st_size
+        assert Path(name).stat().st_size
 
 
 def test_a_hook_keeps_a_secret_out_of_a_commit(repo):

@@ -6,7 +6,7 @@ import shlex
 import typer.main
 
 from oxherd.cli import app
-from oxherd.ops.disasters import DISASTERS
+from oxherd.ops.disasters import DISASTERS, QUESTIONS
 from oxherd.ops.drill import Result, count
 from oxherd.ops.drill_report import markdown, page, plan
 from oxherd.ops.drills import DRILLS
@@ -80,10 +80,17 @@ def test_the_report_has_the_newest_of_each_drill_and_its_history():
 def test_the_plan_names_every_runbook_what_was_measured_and_who_is_told():
     text = plan([("queue", "agent-jobs at redis.example:6379")], {"drill": [row("redis-lost", 30)]}, ["slack"])
     assert "| queue | agent-jobs at redis.example:6379 |" in text
-    assert "| drill redis-lost | 2026-09-21 14:13 | 30 s | 60 s |" in text
+    assert "| queue | drill redis-lost | 2026-09-21 14:13 | 30 s | 60 s |" in text
     assert "- slack" in text
     for each in DISASTERS:
         assert f"## {each.name}: " in text
+    assert "[redis-lost](#redis-lost-redis-has-lost-its-data)" in text
+    assert "## redis-lost: redis has lost its data" in text
+
+
+def test_some_answer_leads_to_every_disaster():
+    led = [name for question in QUESTIONS for _, name in question.answers]
+    assert sorted(led) == sorted(each.name for each in DISASTERS if not each.production)
 
 
 def test_a_plan_without_measurements_says_how_to_take_them():
