@@ -242,6 +242,7 @@ async def test_a_run_is_listed_shown_and_replayed(place: Place):
     assert replayed == {"run_id": run["id"], "job_id": job_id, "kept": 0, "dropped": ["load"]}
     await place.until(job_id, "completed")
     assert (await place.api("POST", f"/runs/{job_id}/replay"))["kept"] == 1
+    await place.until(job_id, "completed")
     assert "no step" in (await place.api("POST", f"/runs/{job_id}/replay", {"fork_from": "x"}, expect=422))["detail"]
     await place.api("GET", "/runs/nope", expect=404)
 

@@ -329,6 +329,15 @@ def test_replay_asks_nobody_where_nobody_is(served):
     assert "add --yes" in done.err
 
 
+def test_a_delayed_job_is_promoted_and_runs(served):
+    job_id = served("enqueue", "greet", "--delay", "1h").out.strip()
+    assert served("jobs", "promote", "--begun", "--yes").out == "0 put on the queue\n"
+    assert served("jobs", "promote", job_id).out == f"{job_id}  waiting\n"
+    assert served("jobs", "tail", job_id).code == 0
+    again = served("jobs", "promote", job_id)
+    assert (again.code, again.err) == (1, f"Error: job {job_id} is not delayed\n")
+
+
 def test_jobs_tail_names_the_jobs_and_ends_with_130(served):
     with served.running("jobs", "tail") as tail:
         tail.stderr.readline()

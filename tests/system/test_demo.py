@@ -187,8 +187,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(tmp_path):
 
 @linux_only
 def test_a_killed_demo_takes_its_processes_along(tmp_path):
-    with running(tmp_path, "demo", "--keep") as demo:
-        read_until(demo, "worker.log")
+    with running(tmp_path, "demo") as demo:
+        read_until(demo, "jobs, put on the queue")
         with watched(descendants(demo.pid)) as processes:
             assert len(processes) >= 4
             demo.kill()

@@ -203,6 +203,34 @@ def retry(ids: Ids, as_json: Json = False) -> None:
     _act(ids, lambda admin, job_id: _said(admin.retry(job_id), "waiting"), as_json)
 
 
+@app.command(epilog="\b\nExamples:\n  oxherd jobs promote 42\n  oxherd jobs promote --begun --yes")
+def promote(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)] = None,
+    begun: Annotated[bool, typer.Option("--begun", help="All that wait between two tries.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run delayed jobs now.
+
+    With --begun all that had begun and wait for their next try, such as after an outage. What a producer or a
+    schedule wants to run later keeps its time.
+    """
+    from oxherd.cli.asking import ask_queue
+
+    if bool(ids) == begun:
+        raise UsageError("say which delayed jobs: ids or --begun")
+    if ids:
+        _act(ids, lambda admin, job_id: _said(admin.promote(job_id), "waiting"), as_json)
+        return
+    if not yes:
+        _confirm("every job that waits for another try")
+    promoted = ask_queue(lambda _, admin: admin.promote_begun())
+    if as_json:
+        print_json({"promoted": promoted})
+    else:
+        print(f"{len(promoted)} put on the queue")
+
+
 @app.command()
 def cancel(ids: Ids, as_json: Json = False) -> None:
     """Cancel jobs, running or waiting.
@@ -322,8 +350,8 @@ def _how_many(ids: Sequence[str] | None, name: str | None) -> str:
 
 def _confirm(what: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError(f"{what} would be put back; nobody is here to confirm it", hint="add --yes")
-    typer.confirm(f"Put {what} back on the queue?", abort=True, err=True)
+        raise UsageError(f"{what} would be put on the queue; nobody is here to confirm it", hint="add --yes")
+    typer.confirm(f"Put {what} on the queue?", abort=True, err=True)
 
 
 def _replay(ids: Sequence[str] | None, name: str | None) -> list[Bulk]:

@@ -153,7 +153,10 @@ DISASTERS: tuple[Disaster, ...] = (
                 ("oxherd gate close --reason 'the model service is away'",),
             ),
             Do("When it is back, go on.", ("oxherd gate open",)),
-            Do("Put what failed meanwhile back on the queue.", ("oxherd jobs replay --all --yes",)),
+            Do(
+                "Put what failed meanwhile back on the queue, and have what waits for another try tried now.",
+                ("oxherd jobs replay --all --yes", "oxherd jobs promote --begun --yes"),
+            ),
             PROVEN,
         ),
     ),

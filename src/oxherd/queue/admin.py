@@ -19,6 +19,7 @@ from oxherd.queue.scripts import script
 
 STATES = tuple(State)
 REMOVED_AT_ONCE = 500
+PROMOTED_AT_ONCE = 500
 REOPEN = "then: oxherd gate open"  # how a reason ends where a worker closed the gate, not a person
 CANCEL_KEPT_MS = 3_600_000  # a cancel request outlives its message, for workers that reconnect
 
@@ -160,6 +161,30 @@ class Admin:
         )
         if code != 0:
             raise JobStateError(f"job {job_id} is not delayed")
+
+    async def promote_begun(self) -> list[str]:
+        """Run the delayed jobs now that were begun before; their ids.
+
+        They wait between two tries. Those that never ran wait because their producer or their schedule wants it.
+        """
+        found, place = [], None
+        while True:
+            page = await self.pages.page(
+                [State.DELAYED], limit=PROMOTED_AT_ONCE, after=place, keep=lambda job: job["processed_on"] is not None
+            )
+            found += [job["id"] for job in page.jobs]
+            if (place := page.next) is None:
+                break
+        promoted = []
+        for start in range(0, len(found), PROMOTED_AT_ONCE):
+            batch = found[start : start + PROMOTED_AT_ONCE]
+            ends = await asyncio.gather(*map(self.promote, batch), return_exceptions=True)
+            for job_id, end in zip(batch, ends, strict=True):
+                if end is None:
+                    promoted.append(job_id)
+                elif not isinstance(end, JobStateError):  # one whose time came meanwhile needs nothing
+                    raise end
+        return promoted
 
     async def close_gate(self, reason: str) -> None:
         """Stop all Oxherd workers of this queue from taking jobs. Touches no BullMQ key, unlike BullMQ's pause."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -263,7 +264,7 @@ async def drain_queue(ask: Ask[models.QueueName, models.Drain]) -> dict[str, Any
 
 
 async def _queue(desk: Desk) -> dict[str, Any]:
-    counts, gate = await desk.admin.counts(), await desk.admin.gate()
+    counts, gate = await asyncio.gather(desk.admin.counts(), desk.admin.gate())
     return {"name": desk.queue, "counts": counts, "paused": gate is not None, "reason": gate}
 
 
@@ -611,3 +612,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              "happened, whenever something did. With the header `Last-Event-ID` what happened since then comes first.",
              "feed", watch, _M.Nothing, media_type="text/event-stream"),
 )  # fmt: skip
+
+_BY_BEGINNING: dict[str, list[Endpoint]] = {}
+for _endpoint in ENDPOINTS:
+    _BY_BEGINNING.setdefault(_endpoint.segments[0], []).append(_endpoint)
+
+
+def endpoints_at(segments: tuple[str, ...]) -> list[tuple[Endpoint, dict[str, str]]]:
+    """Those whose path this is, below `/api/v1`, each with the values of its braces."""
+    near = _BY_BEGINNING.get(segments[0] if segments else "", ())
+    return [(each, values) for each in near if (values := each.values(segments)) is not None]

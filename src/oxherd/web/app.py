@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import orjson
@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from oxherd.errors import UsageError
 from oxherd.web import approvals, dashboard
@@ -66,14 +67,14 @@ def routes(health: HealthReport, metrics: MetricsPage, desk: Desk) -> list[BaseR
 
 async def serve(desk: Desk, request: Request) -> Response:
     """Find the endpoint that a request is for, and have it answered."""
-    from oxherd.web.api import ENDPOINTS  # with all its models: 30 ms that a worker's start does without
+    from oxherd.web.api import endpoints_at  # with all its models: 30 ms that a worker's start does without
 
     # The path as it was sent: an id may hold a slash, percent-encoded.
     raw = request.scope.get("raw_path") or request.scope["path"].encode()
     segments = tuple(unquote(part, errors="surrogateescape") for part in raw.decode("latin-1").strip("/").split("/"))
     if segments[:2] != ("api", "v1"):
         return Problem(404, "there is nothing here", hint="GET /api/docs shows what there is").response()
-    found = [(each, values) for each in ENDPOINTS if (values := each.values(segments[2:])) is not None]
+    found = endpoints_at(segments[2:])
     method = "GET" if request.method == "HEAD" else request.method
     for endpoint, values in found:
         if endpoint.method == method:
@@ -116,6 +117,7 @@ class Server:
         self._server = _Quiet(
             uvicorn.Config(
                 site, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1,
+                http=_Protocol,
                 server_header=False,
                 proxy_headers=False,  # who asks from this machine decides whether a login is needed: see web/auth.py
             )
@@ -135,6 +137,39 @@ class Server:
         if task is not None:
             self._server.should_exit = True
             await task
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, _Joining(transport)))
+
+
+class _Joining:
+    """A transport that joins two writes of one turn of the loop: uvicorn writes an answer's head and body apart."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+        if len(self._written) == 1:
+            self._loop.call_soon(self._flush)
+        else:
+            self._flush()  # no more: who writes too much has to hear of it
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._written:
+            self._transport.write(b"".join(self._written))
+            self._written.clear()
 
 
 class _Quiet(uvicorn.Server):

@@ -171,7 +171,7 @@ def keep_session(response: Response, request: Request, cookie: str) -> None:
 
 def is_https(request: Request) -> bool:
     """Whether the browser speaks TLS, be it with a proxy in front of us."""
-    return "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()}
+    return "https" in {request.scope["scheme"], request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()}
 
 
 def source_of(request: Request) -> str:

@@ -189,6 +189,8 @@ NOBODY = Identity("nobody", Scope.READ)
 
 async def read_body(request: Request) -> bytes:
     """The whole body. Raises Problem: 413 as soon as it is too large."""
+    if not {"content-length", "transfer-encoding"}.intersection(request.headers):
+        return b""  # HTTP/1.1: then there is none
     raw = bytearray()
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > LARGEST_BODY:

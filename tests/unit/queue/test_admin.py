@@ -48,6 +48,21 @@ async def test_a_delayed_job_can_be_promoted_and_a_waiting_one_can_not(queue):
         await admin.promote(job_id)
 
 
+async def test_what_waits_between_two_tries_can_be_promoted_and_what_never_ran_keeps_its_time(
+    queue, queue_name, monkeypatch
+):
+    producer, admin, link = queue
+    monkeypatch.setattr("oxherd.queue.admin.PROMOTED_AT_ONCE", 2)
+    later = [await producer.add("a", delay=60_000) for _ in range(3)]
+    begun = [await producer.add("b", delay=60_000) for _ in range(5)]
+    for job_id in begun:
+        await link.call(b"HSET", Keys(queue_name).job(job_id), b"processedOn", b"1")
+    assert sorted(await admin.promote_begun()) == sorted(begun)
+    assert {await admin.state(job_id) for job_id in begun} == {"wait"}
+    assert {await admin.state(job_id) for job_id in later} == {"delayed"}
+    assert await admin.promote_begun() == []
+
+
 async def test_the_gate_remembers_its_reason(queue):
     _, admin, _ = queue
     assert await admin.gate() is None
