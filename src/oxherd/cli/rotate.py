@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oxherd.cli.deploy import Settle, duration_of
-from oxherd.cli.printing import Json, clock, note, print_json, print_table
+from oxherd.cli.printing import Json, clock, note, print_json, print_table, writable
 from oxherd.errors import RotationStopped, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def rotate(
                                   "only you can read, or a named pipe.")
     ] = None,
     done: Annotated[
-        bool, typer.Option("--done", help="With --resume: what waited for you to set or revoke is done.")
+        bool, typer.Option("--done", help="With --resume or --rollback: what waited for you to set or revoke is done.")
     ] = False,
     value_from: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Read a value that you made from this file instead of asking.")
@@ -98,8 +98,11 @@ def rotate(
     if leaked is not None and (name is not None or rollback):
         raise UsageError("--leaked names the secrets itself, and each is taken back by its name",
                          hint="oxherd rotate --leaked REPORT, or: oxherd rotate NAME --rollback")  # fmt: skip
-    if done and not resume:
-        raise UsageError("--done says that what a stopped rotation waits for is done", hint="add --resume")
+    if done and not (resume or rollback):
+        raise UsageError(
+            "--done says that what a stopped rotation waits for is done", hint="add --resume or --rollback"
+        )
+    writable(to)
     settings = variables.load(needs=())
     known = [each for each in (settings.encryption_key, *settings.encryption_keys_previous) if each is not None]
     phrase = None if passphrase_file is None else _read(passphrase_file)
@@ -171,7 +174,13 @@ def _rotate_leaked(
     from oxherd.ops.rotate_leaked import Replaced, due, read_report
     from oxherd.ops.rotate_state import Locks, StateFile
 
-    todo = due(read_report(report), settings)
+    findings = read_report(report)
+    todo = due(findings, settings)
+    if not todo:
+        note(f"{report} has nothing to replace")
+    dead = sorted({each["variable"] or each["what"] for each in findings if each["fails"] and each["live"] is False})
+    if dead:
+        note(f"left out, as its service refused it when the report was made: {', '.join(dead)}")
     if as_json:
         print_json([{"variable": each.variable or None, "what": each.what, "why": each.why, "todo": each.todo}
                     for each in todo])  # fmt: skip

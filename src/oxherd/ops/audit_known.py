@@ -102,10 +102,16 @@ def load(path: Path, marker: Marker) -> Known:
             f"({key or 'none'}, here it is {marker.id})",
             hint="set AUDIT_KEY to the one that the file was made with; secrets of your CI are a good place for it",
         )
-    accepted = [_accepted(path, each) for each in raw.get("accepted", ())]
-    installed = [
-        Installed(str(e["variable"]), int(e["length"]), str(e["fingerprint"])) for e in raw.get("installed", ())
-    ]
+    try:
+        accepted = [_accepted(path, each) for each in raw.get("accepted", ())]
+        installed = [
+            Installed(str(e["variable"]), int(e["length"]), str(e["fingerprint"])) for e in raw.get("installed", ())
+        ]
+    except (TypeError, AttributeError, KeyError, ValueError):
+        raise UsageError(
+            f"{path.name}: [[accepted]] takes fingerprint, reason and expires, "
+            "[[installed]] takes variable, length and fingerprint"
+        ) from None
     return Known(key, {each.fingerprint: each for each in accepted}, tuple(installed))
 
 
@@ -113,7 +119,7 @@ def _accepted(path: Path, raw: Mapping[str, Any]) -> Accepted:
     mark, reason, expires = (raw.get(name) for name in ("fingerprint", "reason", "expires"))
     if not isinstance(mark, str) or not re.fullmatch(r"[0-9a-f]{32}", mark):
         raise UsageError(f"{path.name}: each [[accepted]] needs a fingerprint of 32 hex digits")
-    if not isinstance(reason, str) or not reason.strip() or not isinstance(expires, date):
+    if not isinstance(reason, str) or not reason.strip() or type(expires) is not date:
         raise UsageError(f"{path.name}: {mark} needs a reason, and a day on which it expires such as 2027-01-31")
     return Accepted(mark, reason.strip(), expires)
 

@@ -92,6 +92,8 @@ def texts(root: Path, scope: Scope, skipped: Callable[[str], None]) -> Iterator[
         UsageError: a scope of git's in a folder that is no repository, or git can't read it.
     """
     top = repository(root)
+    if scope.since == "":
+        raise UsageError("--since is empty", hint="a commit, a branch or a tag, such as origin/main")
     if top is None and (scope.staged or scope.since):
         raise UsageError(f"{root} is in no git repository", hint="leave out --staged and --since to look at files")
     if top is not None:

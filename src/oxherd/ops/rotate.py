@@ -245,7 +245,7 @@ class Rotator:
 
     def _doing(self, stage: Stage) -> Callable[[], Awaitable[None]]:
         async def do() -> None:
-            async with self._alone():
+            async with self._alone() as begins:
                 if stage is Stage.RECORD:
                     await self._record("ok")
                     self._file.remove()
@@ -257,7 +257,8 @@ class Rotator:
                 except OxherdError as error:
                     if stage is Stage.SWITCH:
                         self._rotation.doubt()
-                    error.hint = "; ".join(filter(None, (error.hint, self._way_out(stage))))
+                    if not begins:  # where it has not begun, there is nothing to go on with
+                        error.hint = "; ".join(filter(None, (error.hint, self._way_out(stage))))
                     raise
                 self._progress.stage = ORDER[ORDER.index(stage) + 1]
                 self._file.save(self._progress)
@@ -265,8 +266,11 @@ class Rotator:
         return do
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """The secret is this rotation's, from its first stage until it is over. Raises OperationUnderWay."""
+    async def _alone(self) -> AsyncIterator[bool]:
+        """The secret is this rotation's, from its first stage until it is over. Whether it begins with that stage.
+
+        Raises OperationUnderWay.
+        """
         name, began = self._progress.name, datetime.fromtimestamp(self._progress.began_at / 1000, UTC)
         holder = {
             "command": f"rotate {name}", "who": self._progress.by, "since": began.isoformat(" ", "seconds"),
@@ -278,7 +282,7 @@ class Rotator:
         try:
             await reserve(self._settings, name, holder, self._tell_of_lock)
             self._tell_of_lock = lambda _: None  # once is enough
-            yield
+            yield begins
         except (Exception, asyncio.CancelledError, KeyboardInterrupt):
             if begins:
                 self._file.remove()

@@ -50,15 +50,20 @@ class Due:
     can_rotate: bool
 
 
+_READ = {"variable", "what", "fails", "live", "rotation"}  # of each finding
+
+
 def read_report(path: Path) -> list[Mapping[str, Any]]:
     """The findings of an audit. Raises UsageError where the file is none."""
     try:
-        findings = orjson.loads(path.read_bytes())["findings"]
-        return [each for each in findings if each["variable"] is None or isinstance(each["variable"], str)]
+        findings: list[Mapping[str, Any]] = orjson.loads(path.read_bytes())["findings"]
+        if all(each.keys() >= _READ for each in findings):
+            return findings
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror}") from None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise UsageError(f"{path} is no report of an audit", hint="oxherd audit secrets --json > report.json") from None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        pass
+    raise UsageError(f"{path} is no report of an audit", hint="oxherd audit secrets --json > report.json")
 
 
 def due(findings: Iterable[Mapping[str, Any]], settings: Settings) -> list[Due]:
@@ -70,8 +75,8 @@ def due(findings: Iterable[Mapping[str, Any]], settings: Settings) -> list[Due]:
         findings: of the audit.
         settings: to tell which other secrets there are for a leaked token to hand out.
     """
-    counted = [each for each in findings if each.get("fails") and each.get("live") is not False]
-    counted.sort(key=lambda each: (_tier(each["variable"]), not each.get("live"), not each.get("in_head")))
+    counted = [each for each in findings if each["fails"] and each["live"] is not False]
+    counted.sort(key=lambda each: (_tier(each["variable"]), not each["live"], not each.get("in_head")))
     made: dict[str, Due] = {}
     for each in counted:
         name = each["variable"] or f"{each['what']} {each.get('fingerprint', '')}"

@@ -156,9 +156,20 @@ class StateFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others from rotating the same secret from this folder meanwhile. Raises RotationStopped."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("a") as file:
+        """Keep others from rotating the same secret from this folder meanwhile.
+
+        Raises:
+            RotationStopped: somebody does.
+            UsageError: the folder can't be made, or not be written to.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = self.path.with_suffix(".lock").open("a")
+        except OSError as error:
+            raise UsageError(
+                f"no state can be kept in {self.path.parent}: {error.strerror}", hint="--state DIR"
+            ) from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

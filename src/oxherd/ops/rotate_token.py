@@ -28,6 +28,8 @@ class ApiToken(Rotation):
         if url is None:
             raise UsageError("where is the HTTP server? A token can only be proved there",
                              hint="give --url https://…, or set PUBLIC_URL")  # fmt: skip
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--url must be an http:// or https:// address, and not {url}")
         self._url = url
 
     async def look(self) -> Words:
@@ -38,7 +40,7 @@ class ApiToken(Rotation):
         return {
             Stage.NEW: "48 random hex digits",
             Stage.INSTALL: "nothing: a server knows one token; what it serves changes with the deployment",
-            Stage.PROVE: f"ask {self._url} without a token and with the old one: it must be the server that checks it",
+            Stage.PROVE: f"ask {self._url} with the new token: a server that checks tokens refuses it as yet",
             Stage.SWITCH: f"{await self.scene.consumers.look(self.names)}; then use the new token for real. Clients "
             "change at the same moment, and sessions of browsers end",
             Stage.RETIRE: "nothing: the deployment did it",

@@ -177,11 +177,35 @@ def test_the_file_of_what_is_known_is_read_as_it_was_written(tmp_path):
         audit_known.load(file, Marker(None))
 
 
-@pytest.mark.parametrize("line", ['reason = "x"', "expires = 2027-01-01", 'reason = " "\nexpires = 2027-01-01'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'reason = "x"',
+        'reason = "x"\nexpires = 2027-01-01T00:00:00',
+        "expires = 2027-01-01",
+        'reason = " "\nexpires = 2027-01-01',
+    ],
+)
 def test_an_acceptance_needs_a_reason_and_a_day(tmp_path, line):
     marker, file = Marker(None), tmp_path / "known.toml"
     file.write_text(f'key = "{marker.id}"\n[[accepted]]\nfingerprint = "{"0" * 32}"\n{line}\n')
     with pytest.raises(UsageError, match="needs a reason, and a day"):
+        audit_known.load(file, marker)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "accepted = 3",
+        "accepted = [3]",
+        '[[installed]]\nvariable = "API_TOKEN"',
+        '[[installed]]\nvariable = "A"\nlength = "x"',
+    ],
+)
+def test_a_file_that_somebody_broke_is_told_by_what_it_takes(tmp_path, lines):
+    marker, file = Marker(None), tmp_path / "known.toml"
+    file.write_text(f'key = "{marker.id}"\n{lines}\n')
+    with pytest.raises(UsageError, match="takes variable, length and fingerprint"):
         audit_known.load(file, marker)
 
 
@@ -245,6 +269,8 @@ def test_only_commits_since_another_are_looked_at(repo):
     new, told = openrouter(), openrouter()
     repo.commit("new.env", f"KEY={new}\n", f"With {told}")
     assert set(values(look(repo.folder, Scope(since=base)))) == {new, told}
+    with pytest.raises(UsageError, match="--since is empty"):
+        look(repo.folder, Scope(since=""))
     with pytest.raises(UsageError, match="--since nowhere is no commit"):
         look(repo.folder, Scope(since="nowhere"))
 

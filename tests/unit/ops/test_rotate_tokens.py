@@ -146,7 +146,7 @@ def test_a_report_is_read_and_what_is_none_is_refused(tmp_path):
     file = tmp_path / "report.json"
     file.write_text(json.dumps({"root": ".", "findings": [finding("API_TOKEN")]}))
     assert [each["variable"] for each in read_report(file)] == ["API_TOKEN"]
-    for text in ("[]", "{}", "not json"):
+    for text in ("[]", "{}", "not json", '{"findings": [{"variable": "API_TOKEN"}]}', '{"findings": ["API_TOKEN"]}'):
         file.write_text(text)
         with pytest.raises(UsageError, match="is no report of an audit"):
             read_report(file)
