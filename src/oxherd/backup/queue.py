@@ -11,15 +11,19 @@ from typing import Any
 
 import msgpack
 
-from oxherd.errors import UsageError
+from oxherd.errors import LeaseLost, PayloadInvalid, UsageError
+from oxherd.job import Done, Fail
 from oxherd.queue.connection import Link
+from oxherd.queue.consumer import Consumer, FailedChildren, PendingChildren, parse, text_of
 from oxherd.queue.keys import Keys
+from oxherd.queue.schedule import make_next
 
 BATCH = 200  # keys that are asked for at once
 PAGE = 1_000  # elements of one key in one reply
 CHUNK = 1 << 20  # bytes that are handed on at once
 RUNNING = ("wait", "paused", "active", "prioritized", "delayed", "waiting-children")
 ENDED = ("completed", "failed")
+UNLOCKED = "0"  # BullMQ's token for a job that is ended without a lease
 # What belongs to workers that are alive, or is made anew.
 FLEETING = re.compile(rb"(:lock|:stalled|:stalled-check|:marker|:limiter)$")
 OURS_FLEETING = re.compile(
@@ -99,7 +103,7 @@ class Placed:
     Attributes:
         wait: ids, the next to run last, as BullMQ keeps them.
         scored: (id, score) by sorted set.
-        finished: jobs that ended after the backup: they are not run again.
+        finished: jobs that ended after the backup, which have no other place: they are not run again.
         interrupted: those that were running; they run again.
         lost: ids that have a place and no job.
     """
@@ -133,9 +137,7 @@ def placed(places: Mapping[str, Sequence[Any]], jobs: Mapping[bytes, int], ended
     for state in ENDED:
         scored[state] = [(each, score) for each, score in _pairs(places.get(state, ())) if wanted(each)]
     finished = {each: how for each, how in ended.items() if each in jobs and each not in taken}
-    for each, how in finished.items():
-        taken.add(each)
-        scored[how.status].append((each, str(how.at).encode()))
+    taken.update(finished)
     interrupted = [each for each in places.get("active", ()) if wanted(each)]
     for state in ("prioritized", "delayed", "waiting-children"):
         scored[state] = [(each, score) for each, score in _pairs(places.get(state, ())) if wanted(each)]
@@ -144,12 +146,11 @@ def placed(places: Mapping[str, Sequence[Any]], jobs: Mapping[bytes, int], ended
     return Placed([*astray, *waiting, *interrupted], scored, finished, interrupted, lost)
 
 
-async def put_back(link: Link, keys: Keys, raw: Iterable[bytes], ended: Mapping[bytes, Ended]) -> Placed:
+async def put_back(consumer: Consumer, raw: Iterable[bytes], ended: Mapping[bytes, Ended]) -> Placed:
     """Write an export into an empty queue. Jobs get their places last, so that workers see all or nothing of one.
 
     Parameters:
-        link: to Redis.
-        keys: of the queue.
+        consumer: of the queue, started.
         raw: the export.
         ended: jobs, by id, that the journal has as ended.
 
@@ -157,31 +158,54 @@ async def put_back(link: Link, keys: Keys, raw: Iterable[bytes], ended: Mapping[
         UsageError: the queue has keys already.
         RedisUnreachable, RedisRefused: only a part was written; empty the queue and do it again.
     """
+    link, keys = consumer.link, consumer.keys
     await refuse_full(link, keys)
     places: dict[str, list[Any]] = {}
     jobs: dict[bytes, int] = {}
     states = {keys.state(name): name for name in (*RUNNING, *ENDED)}
     fresh: set[bytes] = set()
+    paused = False
     for key, kind, ttl, elements in records(raw):
         if key in states:
             places.setdefault(states[key], []).extend(elements)
             continue
         if kind == "hash" and (at := _job(key, keys, elements)) is not None:
             jobs[key.removeprefix(keys.base)] = at
+        paused = paused or (key == keys.meta and b"paused" in elements[::2])
         await _write(link, key, kind, ttl, elements, first=key not in fresh)
         fresh.add(key)
     result = placed(places, jobs, ended)
-    for job_id, how in result.finished.items():
-        name = b"returnvalue" if how.status == "completed" else b"failedReason"
-        await link.call(b"HSET", keys.base + job_id, b"finishedOn", how.at, name, how.result)
     for state, pairs in result.scored.items():
         for some in _slices(pairs):
             flat = [word for each, score in some for word in (score, each)]
             await link.call(b"ZADD", keys.state(state), *flat)
     for some in _slices(result.wait):
-        await link.call(b"RPUSH", keys.wait, *some)
+        # BullMQ 5 resumes a queue by renaming `paused`, over what `wait` has.
+        await link.call(b"RPUSH", keys.paused if paused else keys.wait, *some)
+    for job_id, how in sorted(result.finished.items(), key=lambda each: each[1].at):
+        await _end(consumer, job_id, how)
     await _wake(link, keys, result)
     return result
+
+
+async def _end(consumer: Consumer, job_id: bytes, how: Ended) -> None:
+    """End a job as its worker did: its parent goes on, its scheduler makes the next one, whoever waits is told."""
+    link, key = consumer.link, consumer.keys.base + job_id
+    job = parse(text_of(job_id), await link.call(b"HGETALL", key), UNLOCKED)
+    with contextlib.suppress(PayloadInvalid):
+        await make_next(link, consumer.keys, job)
+    done = how.status == "completed"
+    outcome = Done(how.result) if done else Fail(how.result.decode(errors="replace"), "")
+    await link.call(b"RPUSH", consumer.keys.active, job_id)
+    try:
+        await consumer.settle(job, outcome, fetch=False)
+    except (LeaseLost, PendingChildren, FailedChildren):  # children of it that the journal does not have as ended
+        await link.call(b"LREM", consumer.keys.active, 1, job_id)
+        await link.call(b"HSET", key, b"returnvalue" if done else b"failedReason", how.result)
+        await link.call(b"ZADD", consumer.keys.state(how.status), how.at, job_id)
+    if await link.call(b"EXISTS", key):  # its producer may have wanted it removed
+        await link.call(b"HSET", key, b"finishedOn", how.at)
+        await link.call(b"ZADD", consumer.keys.state(how.status), b"XX", how.at, job_id)
 
 
 async def refuse_full(link: Link, keys: Keys) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from oxherd.ops.disasters import DISASTERS, QUESTIONS, Disaster, Do
 
-WIDTH, HEIGHT = 160, 32  # of a history's drawing
+WIDTH, HEIGHT, DOT = 160, 32, 3  # of a history's drawing, and how large a measurement's dot is
 
 Row = Mapping[str, Any]  # of `Store.operations("drill")`
 _COLUMNS = ("drill", "when", "works", "RTO", "RPO", "jobs", "lost", "gone", "done twice", "paid again", "repeated")
@@ -52,7 +52,8 @@ def page(rows: Sequence[Row]) -> str:
     heads = "".join(f"<th>{each}</th>" for each in (*_COLUMNS, "RTO before"))
     histories = dict(_histories(rows))
     body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}<td>{_drawn(histories[name])}</td></tr>"
+        f'<tr class="{html.escape(row["outcome"])}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row))}'
+        f"<td>{_drawn(histories[name])}</td></tr>"
         for name, row in newest(rows).items()
     )
     faults = "".join(
@@ -63,15 +64,17 @@ def page(rows: Sequence[Row]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Drills</title><style>{_STYLE}</style><h1>Drills</h1><p>{html.escape(ABOUT)}</p>"
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
         f"{f'<h2>What did not work</h2><ul>{faults}</ul>' if faults else ''}\n"
     )
 
 
 _STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;"
-    "padding:0 1rem}table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;"
-    "border-bottom:1px solid #8885}svg{display:block}polyline{fill:none;stroke:currentColor;stroke-width:2}"
+    "padding:0 1rem}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{text-align:left;"
+    "padding:.3rem .6rem;border-bottom:1px solid #8885;white-space:nowrap}.failed td:nth-child(3){font-weight:bold;"
+    "color:light-dark(#b00020,#ff8a80)}li{overflow-wrap:anywhere}svg{display:block;fill:currentColor}"
+    "polyline{fill:none;stroke:currentColor;stroke-width:2}"
 )
 
 
@@ -98,17 +101,16 @@ def _histories(rows: Sequence[Row]) -> Iterator[tuple[str, list[float]]]:
 
 
 def _drawn(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return ""
-    top = max(values) or 1.0
-    points = " ".join(
-        f"{number * WIDTH / (len(values) - 1):.1f},{HEIGHT - 2 - value / top * (HEIGHT - 4):.1f}"
+    top, across = max(values) or 1.0, (WIDTH - 2 * DOT) / max(len(values) - 1, 1)
+    points = [
+        (f"{DOT + number * across:.1f}", f"{HEIGHT - DOT - value / top * (HEIGHT - 2 * DOT):.1f}")
         for number, value in enumerate(values)
-    )
+    ]
+    dots = "".join(f'<circle cx="{x}" cy="{y}" r="{DOT}"/>' for x, y in points)
     words = ", ".join(map(_seconds, values))
     return (
         f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="RTO, the oldest first: {words}">'
-        f'<polyline points="{points}"/></svg>'
+        f'<polyline points="{" ".join(map(",".join, points))}"/>{dots}</svg>'
     )
 
 

@@ -19,7 +19,7 @@ from oxherd.clock import mono
 from oxherd.embedded.postgres import quoted
 from oxherd.errors import BackupFailed, JobStateError, StoreUnreachable, UsageError
 from oxherd.ops.plan import Plan, Step
-from oxherd.queue.connection import Link
+from oxherd.queue.consumer import Consumer
 from oxherd.queue.keys import Keys
 from oxherd.settings import Secret, Settings
 from oxherd.store.address import FAULTS, Address
@@ -224,12 +224,16 @@ async def put_queue_back(backup: restore.Opened, settings: Settings, address: Ad
         for row in ended
     }
     chunks = await asyncio.to_thread(verify.queue_chunks, backup)
-    link, keys = Link(settings.redis_url, "restore"), Keys(settings.job_queue_name, settings.job_queue_prefix)
-    await link.start()
+    keys = Keys(settings.job_queue_name, settings.job_queue_prefix)
+    consumer = Consumer(
+        settings.redis_url, keys, worker="restore", name="restore", lock_ms=30_000, holds=lambda *_: True,
+        adopt=lambda _: None, on_back=lambda: None,
+    )  # fmt: skip
+    await consumer.start()
     try:
-        placed = await queue.put_back(link, keys, chunks, known)
+        placed = await queue.put_back(consumer, chunks, known)
     finally:
-        await link.stop()
+        await consumer.stop()
     shown = {job_id.decode(): how for job_id, how in placed.finished.items()}
     return Outcome(
         database=f"queue {keys.queue}", rows=backup.manifest.queue["jobs"], seconds=round(mono() - began, 3),

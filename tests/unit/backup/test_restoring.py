@@ -19,6 +19,8 @@ from oxherd.errors import ServiceRefused, UsageError
 from oxherd.herd import Herd
 from oxherd.ops import backup as ops
 from oxherd.queue.connection import Link
+from oxherd.queue.producer import NewJob
+from oxherd.queue.schedule import Repeat
 from oxherd.queue.timetable import Timetable
 from oxherd.settings import TABLE
 
@@ -177,6 +179,36 @@ async def test_the_queue_comes_back_and_what_ended_after_the_backup_is_not_run_a
         await service.close()
 
 
+async def test_what_hangs_on_a_job_that_ended_after_the_backup_goes_on(configured, variables, oxherd_database_url):
+    settings = configured(**variables, DATABASE_URL=oxherd_database_url)
+    keys, once = keys_of(settings), {"deduplication": {"id": "once"}}
+    async with queue_client(settings) as (producer, admin):
+        child = NewJob("oxherd.echo", {}, {"jobId": "child"})
+        await producer.add_flow(NewJob("oxherd.echo", {}, {"jobId": "parent"}, children=[child]))
+        first = await producer.schedule("hourly", Repeat(every=3_600_000), NewJob("oxherd.echo", {}))
+        alone = await producer.add("oxherd.echo", {}, **once)
+        await producer.add("oxherd.echo", {}, jobId="waits")
+        link = producer._link
+        await link.call(b"HSET", keys.meta, b"paused", 1)
+        await runs.take(settings, None)
+        for each in ("child", first, alone):
+            await execute(oxherd_database_url, ENDED.format(queue=keys.queue, job=each))
+        await link.call(b"FLUSHDB")
+        backup = await ops.unlocked(settings, "latest", ())
+        outcome = await ops.restoring_.put_queue_back(backup, settings, runs.database_of(settings))
+        assert {row["job_id"] for row in outcome.finished} == {"child", first, alone}
+        assert await admin.state("child") == "completed"
+        at = await link.call(b"HGET", keys.job("child"), b"finishedOn")
+        assert int(at) == outcome.finished[0]["finished_at"]
+        # BullMQ 5 renames `paused` over `wait` when it resumes.
+        assert await link.call(b"LRANGE", keys.paused, 0, -1) == [b"waits", b"parent"]
+        assert await link.call(b"LLEN", keys.wait) == 0
+        (following,) = await link.call(b"ZRANGE", keys.delayed, 0, -1)
+        assert following.startswith(b"repeat:hourly:")
+        assert following.decode() != first
+        assert await producer.add("oxherd.echo", {}, **once) != alone
+
+
 ENDED = """
     insert into oxherd.runs (id, queue, job_id, name, status, fence, attempt, attempts, worker, input, output,
         enqueued_at, started_at, finished_at, model_calls, input_tokens, output_tokens)
@@ -195,7 +227,8 @@ def test_each_job_gets_one_place():
     assert made.wait == [b"astray", b"1", b"3"]
     assert made.interrupted == [b"1", b"3"]
     assert made.scored["completed"] == [(b"2", b"100")]
-    assert made.scored["failed"] == [(b"4", b"200")]
+    assert made.scored["failed"] == []
+    assert list(made.finished) == [b"4"]
     assert made.scored["delayed"] == []
     assert made.lost == [b"gone"]
 
