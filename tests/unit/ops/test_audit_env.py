@@ -326,6 +326,16 @@ def test_what_nobody_could_tell_is_not_passed(control, name):
     assert scores(variables=Inventory(rows, (untold,), asked, 2))[name] is None
 
 
+def test_an_environment_without_a_secret_is_not_compared_with(tmp_path):
+    (tmp_path / "staging.env").write_text(f"API_TOKEN={secrets.token_hex(24)}\n")
+    (tmp_path / "production.env").write_text(f"API_TOKEN={secrets.token_hex(24)}\n")
+    for files, verdict in ((("staging.env",), "not known"), (("staging.env", "production.env"), "passed")):
+        named = [word for file in files for word in ("--file", str(tmp_path / file))]
+        done = run(app, ["audit", "report", str(tmp_path), "--offline", "--json", *named])
+        told = {each["name"]: each["verdict"] for each in json.loads(done.stdout)["controls"]}
+        assert told["Environments share no secrets"] == verdict
+
+
 def test_an_empty_lock_file_locks_nothing(tmp_path):
     (tmp_path / "uv.lock").write_text("")
     assert audit_report.locks_of(tmp_path) == ()
