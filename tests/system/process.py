@@ -113,7 +113,7 @@ class WorkerProcess:
         await asyncio.gather(*self._readers)
         return code
 
-    async def said(self, event: str, *, count: int = 1, within: float = 15.0, **fields: Any) -> dict[str, Any]:
+    async def said(self, event: str, *, count: int = 1, within: float = 30.0, **fields: Any) -> dict[str, Any]:
         """Wait until it has logged an event so often; the last such line."""
 
         def found() -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ class WorkerProcess:
 
         return (await self.until(lambda: lines if len(lines := found()) >= count else None, within))[count - 1]
 
-    async def until(self, look: Callable[[], Any], within: float = 15.0) -> Any:
+    async def until(self, look: Callable[[], Any], within: float = 30.0) -> Any:
         """Look after every line until there is something to see."""
         try:
             async with asyncio.timeout(within):
@@ -146,7 +146,7 @@ class WorkerProcess:
         status = int(head.split()[1])
         return status, json.loads(body) if b"application/json" in head else body.decode()
 
-    async def health(self, expected: int, *, within: float = 15.0, **checks: bool) -> dict[str, Any]:
+    async def health(self, expected: int, *, within: float = 30.0, **checks: bool) -> dict[str, Any]:
         """Ask /health until it answers with this status and these checks; what it said."""
         report: Any = None
         with contextlib.suppress(TimeoutError):

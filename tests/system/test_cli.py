@@ -163,7 +163,8 @@ def test_the_payload_may_come_through_a_pipe(shell):
 
 
 def test_wait_prints_the_result_on_stdout_and_progress_on_stderr(served):
-    done = served("enqueue", "greet", '{"name": "Ann"}', "--wait")
+    # It begins once it is looked at: of one that has ended by then only the result is shown.
+    done = served("enqueue", "greet", '{"name": "Ann"}', "--wait", "--delay", "1s")
     assert (done.code, json.loads(done.out)) == (0, {"hello": "Ann"})
     assert 'progress: {"percent":50}' in done.err
 

@@ -99,7 +99,7 @@ class Inventory:
         rows: the secret variables, in the order of the table; then those that are not Oxherd's.
         faults: the worst first.
         asked: what was asked besides the variables: `postgres`, `redis`, `operations`.
-        places: how many places were compared.
+        places: how many places have a secret to compare.
     """
 
     rows: tuple[Row, ...]
@@ -146,7 +146,8 @@ def inventory(
     ]  # fmt: skip
     faults.sort(key=lambda each: (-each.level, each.control, each.variable))
     extra = ("operations",) if rotations is not None else ()
-    return Inventory(rows, tuple(faults), (*asked, *extra), len(places))
+    compared = {place for row in rows for place in row.where}
+    return Inventory(rows, tuple(faults), (*asked, *extra), len(compared))
 
 
 def _secrets_of(places: Mapping[str, Environment]) -> Iterator[tuple[str, str, str]]:
@@ -202,9 +203,11 @@ def _static_of(place: str, there: Environment) -> Iterator[Fault]:
     try:
         settings = load({name: value.reveal() for name, value in there.values.items()}, needs=())
     except OxherdError:
-        for control in ("privilege", "tls"):
-            yield Fault(control, "", Level.NOTE, f"{place} was not looked at closely: some are malformed or sealed",
-                        "`oxherd env check` says which")  # fmt: skip
+        for control, words in (
+            ("privilege", "was not looked at closely: some are malformed or sealed"),
+            ("tls", "may go without TLS: its addresses could not be looked at"),
+        ):
+            yield Fault(control, "", Level.NOTE, f"{place} {words}", "`oxherd env check` says which are malformed")
         return
     for fault in _static(settings):
         if fault.level > Level.NOTE:

@@ -166,7 +166,8 @@ def _encrypted_ways(evidence: Evidence) -> Control:
 def _own_secrets(evidence: Evidence) -> Control:
     return _from_faults(
         evidence, "Environments share no secrets", "sharing", "no value is the same in two of the places looked at",
-        "" if evidence.variables.places > 1 else "only one environment was looked at (--railway and --file add others)",
+        "" if evidence.variables.places > 1
+        else "no two environments with secrets were looked at (--railway and --file add others)",
     )  # fmt: skip
 
 

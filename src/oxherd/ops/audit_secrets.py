@@ -259,12 +259,13 @@ def _finding(value: str, places: dict[Seen, _Hit], marker: Marker, known: Known)
 def _assigned_to(around: str, value: str) -> str:
     """The variable of Oxherd's that a text gives a value to: a management key looks like any other. Or nothing."""
     before = around[: max(around.find(value), 0)]
-    found = _ASSIGNMENT.search(before[-AROUND:])
+    found = _ASSIGNMENT.search(before[-AROUND:]) or _ENTRY.match(value)
     return found[1] if found and found[1] in _SECRETS else ""
 
 
 _SECRETS = frozenset(variable.name for variable in TABLE if variable.secret)
 _ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]{3,60})[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:[a-z+]{2,20}://\S{0,100})?$")
+_ENTRY = re.compile(r"[\"']?([A-Z][A-Z0-9_]{3,60})[\"']?:\s")  # of a Kubernetes secret, which is found with its name
 
 
 def _worst(seen: Sequence[Seen]) -> Level:

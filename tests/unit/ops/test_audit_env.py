@@ -232,7 +232,11 @@ async def test_a_superuser_and_tables_without_row_level_security_are_told(databa
         assert [each.control for each in faults].count("privilege") == 1
         parts = urlsplit(database_url)
         limited = parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
-        assert not [each for each in await ask_postgres(Secret(limited)) if each.control == "privilege"]
+        theirs = await ask_postgres(Secret(limited))
+        assert not [each for each in theirs if each.control == "privilege"]
+        assert [each.message for each in theirs if "granted" in each.message] == [
+            "table oxherd.steps is granted to anon or everybody"
+        ]
     finally:
         await connection.execute(f"drop role {role}")
         await connection.close()
@@ -320,6 +324,16 @@ def test_what_nobody_could_tell_is_not_passed(control, name):
     asked = ("postgres", "redis")
     assert scores(variables=Inventory(rows, (), asked, 2))[name] == 100
     assert scores(variables=Inventory(rows, (untold,), asked, 2))[name] is None
+
+
+def test_an_environment_without_a_secret_is_not_compared_with(tmp_path):
+    (tmp_path / "staging.env").write_text(f"API_TOKEN={secrets.token_hex(24)}\n")
+    (tmp_path / "production.env").write_text(f"API_TOKEN={secrets.token_hex(24)}\n")
+    for files, verdict in ((("staging.env",), "not known"), (("staging.env", "production.env"), "passed")):
+        named = [word for file in files for word in ("--file", str(tmp_path / file))]
+        done = run(app, ["audit", "report", str(tmp_path), "--offline", "--json", *named])
+        told = {each["name"]: each["verdict"] for each in json.loads(done.stdout)["controls"]}
+        assert told["Environments share no secrets"] == verdict
 
 
 def test_an_empty_lock_file_locks_nothing(tmp_path):

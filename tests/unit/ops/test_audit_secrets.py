@@ -437,6 +437,12 @@ def test_a_login_is_told_by_its_variable_too(tmp_path):
     assert (found.kind.variable, found.kind.rotation.startswith("by hand")) == ("DATABASE_ADMIN_URL", True)
 
 
+def test_a_kubernetes_secret_is_told_by_the_name_of_its_entry(tmp_path):
+    held = base64.b64encode(base64.b64encode(secrets.token_bytes(32))).decode()
+    (tmp_path / "a.yaml").write_text(f"apiVersion: v1\nkind: Secret\ndata:\n  ENCRYPTION_KEY: {held}\n")
+    assert [each.kind.variable for each in look(tmp_path).findings] == ["ENCRYPTION_KEY"]
+
+
 def test_both_of_two_older_keys_are_found(tmp_path):
     keys = [base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2)]
     (tmp_path / "a.env").write_text(f"ENCRYPTION_KEYS_PREVIOUS={','.join(keys)}\n")
