@@ -17,7 +17,7 @@ from oxherd.backup import catalogue, facts, jobs, pgbackrest, pitr, restore, run
 from oxherd.backup.create import Server, Told, look
 from oxherd.backup.storage import open_storage
 from oxherd.clock import mono
-from oxherd.errors import BackupDamaged, OxherdError, ScheduleNotFound, UsageError
+from oxherd.errors import BackupDamaged, OxherdError, PayloadInvalid, ScheduleNotFound, UsageError
 from oxherd.ops import restore as restoring_
 from oxherd.ops.plan import Plan, Step
 from oxherd.ops.recording import optional_store, write_line
@@ -118,6 +118,9 @@ async def set_schedules(
         settings: where the queue is.
         wanted: cron patterns by the job's name, None for the usual one; what is left out is removed.
         tz: the time zone.
+
+    Raises:
+        UsageError: a pattern or the time zone can't be read.
     """
     link = Link(settings.redis_url, "cli")
     await link.start()
@@ -128,7 +131,10 @@ async def set_schedules(
             if job in wanted:
                 opts = {"removeOnComplete": {"count": 30}, "removeOnFail": {"count": 30}}
                 repeat = Repeat(pattern=wanted[job] or pattern, tz=tz)
-                await timetable.put(schedule_id, repeat, NewJob(job, {}, opts))
+                try:
+                    await timetable.put(schedule_id, repeat, NewJob(job, {}, opts))
+                except PayloadInvalid as error:
+                    raise UsageError(error.message) from None
                 found.append(await timetable.one(schedule_id))
             else:
                 with contextlib.suppress(ScheduleNotFound):

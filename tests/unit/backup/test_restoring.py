@@ -237,6 +237,8 @@ async def test_one_of_many_workers_takes_each_scheduled_backup(configured, varia
     settings = configured(**variables, DATABASE_URL=oxherd_database_url, PORT="0")
     found = await ops.set_schedules(settings, {jobs.CREATE: None, jobs.VERIFY: None}, tz="Europe/Vienna")
     assert [each["id"] for each in found] == ["oxherd-backup", "oxherd-backup-verify"]
+    with pytest.raises(UsageError, match="'daily'"):
+        await ops.set_schedules(settings, {jobs.CREATE: "daily"}, tz=None)
     again = await ops.set_schedules(settings, {jobs.CREATE: "*/30 * * * *"}, tz=None)
     assert [(each["id"], each["pattern"]) for each in again] == [("oxherd-backup", "*/30 * * * *")]
     stores = [build_store(settings) for _ in range(2)]
