@@ -176,23 +176,26 @@ async def _take(
 
 
 class Stop:
-    """Ends a program that a thread waits for."""
+    """Ends a program that a thread waits for, and the tries to store what it writes."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._storage: Storage | None = None
         self._ended = False
 
-    def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """This one."""
-        self._process = process
+    def watch(self, process: subprocess.Popen[bytes], storage: Storage | None = None) -> None:
+        """This one, whose output goes there."""
+        self._process, self._storage = process, storage
         if self._ended:
-            process.kill()
+            self.end()
 
     def end(self) -> None:
         """End it, also where it has not begun."""
         self._ended = True
         if self._process is not None:
             self._process.kill()
+        if self._storage is not None:
+            self._storage.give_up()
 
 
 async def in_thread(work: Callable[[Stop], Any]) -> Any:
@@ -234,7 +237,7 @@ def stream(
         process = subprocess.Popen(
             command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
         )
-        stop.watch(process)
+        stop.watch(process, sink.storage)
         assert process.stdout is not None
         try:
             return sink.take(through(_ToTheEnd(process, process.stdout, said)), kind, pace)
@@ -275,12 +278,13 @@ async def _store_queue(link: Link, keys: Keys, copy: queue.Copy, sink: Sink) -> 
     try:
         async for chunk in queue.export(link, keys, copy):
             await _offer(channel, chunk, sealed)
+        await _offer(channel, None, sealed)
+        return await asyncio.shield(sealed)
     except BaseException as error:
+        sink.storage.give_up()
         await asyncio.shield(_offer(channel, error, sealed))
         await asyncio.gather(sealed, return_exceptions=True)
         raise
-    await _offer(channel, None, sealed)
-    return await sealed
 
 
 async def _offer(channel: queues.Queue[Any], item: bytes | BaseException | None, taker: asyncio.Future[Any]) -> None:

@@ -55,7 +55,11 @@ class Spool:
         pace = sealing.Pace(limit, lambda done: told("upload", stored + done, made.stored))
         for place in range(0, len(todo), sealing.UNDER_WAY):
             parts = todo[place : place + sealing.UNDER_WAY]
-            await asyncio.gather(*(asyncio.to_thread(self._put, name, part, target) for part in parts))
+            try:
+                await asyncio.gather(*(asyncio.to_thread(self._put, name, part, target) for part in parts))
+            except asyncio.CancelledError:
+                target.give_up()
+                raise
             await asyncio.to_thread(pace.passed, sum(part.size for part in parts))
         if await asyncio.to_thread(_lacking, made, target):  # to `prune`, parts of yesterday look abandoned
             raise BackupFailed(f"parts of {name} were deleted while others were stored", hint="do it again")

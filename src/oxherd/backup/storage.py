@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class Storage:
         self._folder = folder
         self._patience = patience
         self.on_wait = on_wait
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        """Try nothing again from now on: who wants this written is being stopped."""
+        self._given_up.set()
 
     def put(self, name: str, data: bytes | bytearray) -> None:
         """Write an object, through outages of a quarter of an hour. Raises ServiceUnreachable, ServiceRefused."""
@@ -72,10 +78,10 @@ class Storage:
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
                 raise self._refused(name, error) from None
             except (exceptions.BaseError, OSError) as error:
-                if time.monotonic() + pause > deadline:
+                if self._given_up.is_set() or time.monotonic() + pause > deadline:
                     raise self._away(name, error) from None
                 self.on_wait(f"{self.shown}: {_brief(error)}; trying again")
-            time.sleep(pause)
+            self._given_up.wait(pause)
             pause = min(pause * 2, PAUSES[1])
 
     def create(self, name: str, data: bytes) -> None:

@@ -259,6 +259,33 @@ def test_an_upload_goes_on_where_it_was_after_an_outage(configured, keys, tmp_pa
     assert (tmp_path / "out").read_bytes() == raw
 
 
+@pytest.mark.parametrize("spooled", [False, True], ids=["straight", "spooled"])
+async def test_a_backup_that_is_stopped_while_its_storage_is_away_ends_at_once(
+    shop, configured, tmp_path, monkeypatch, spooled
+):
+    more = {"BACKUP_SPOOL": str(tmp_path / "spool")} if spooled else {}
+    settings = configured(DATABASE_URL=shop, BACKUP_URL=str(tmp_path / "b"), **more)
+    real, waited = obstore.put, asyncio.Event()
+
+    def full(store, name, data, **named):
+        if str(tmp_path / "b") in str(store.prefix):
+            raise OSError(28, "No space left on device")
+        return real(store, name, data, **named)
+
+    monkeypatch.setattr(obstore, "put", full)
+    loop = asyncio.get_running_loop()
+    taking = asyncio.create_task(
+        runs.take(settings, None, with_queue=False, note=lambda _: loop.call_soon_threadsafe(waited.set))
+    )
+    await asyncio.wait_for(waited.wait(), 20)
+    taking.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        await loop.shutdown_default_executor()
+    assert [path for path in (tmp_path / "b").rglob("*") if path.is_file()] == []
+
+
 def test_a_storage_that_is_away_is_given_up_in_the_end(configured):
     url = f"http://127.0.0.1:{free_port()}"
     storage = open_storage(settings_for(configured, url), patience=0)
