@@ -139,7 +139,7 @@ def unzipped(data: bytes) -> bytes:
 
 
 def open_text(text: str, identities: Sequence[Any]) -> bytes:
-    """What `seal_text` sealed. Raises BackupDamaged."""
+    """What `seal_text` sealed. Raises BackupDamaged, and UsageError where it is for other identities."""
     age = _age()
     try:
         return bytes(_zstd().decompress(age.decrypt(base64.b64decode(text, validate=True), identities)))
@@ -357,7 +357,8 @@ def unseal(parts: Iterable[bytes], sink: IO[bytes], *, identities: Sequence[Any]
     away.
 
     Raises:
-        BackupDamaged: it can't be opened with these identities, or was changed.
+        BackupDamaged: it was changed.
+        UsageError: it was encrypted to other identities' recipients.
         BrokenPipeError: the sink has seen enough.
     """
     age = _age()
@@ -407,10 +408,10 @@ class _Decompressed(_Told):
 OTHER = "take another backup: oxherd backup list"
 
 
-def _damaged(what: str, error: Exception) -> BackupDamaged:
+def _damaged(what: str, error: Exception) -> BackupDamaged | UsageError:
     said = str(error).strip().partition("\n")[0].lower()
-    if "no matching keys" in said or "identit" in said:
-        return BackupDamaged(
+    if "no matching keys" in said or "identit" in said:  # no fault of the backup: it must not be reported as one
+        return UsageError(
             f"{what} was encrypted to other keys than BACKUP_IDENTITY's", hint="the manifest names its recipients"
         )
     return BackupDamaged(f"{what} can't be opened: {said[:200] or type(error).__name__}", hint=OTHER)

@@ -109,6 +109,7 @@ async def verify(
 
     Raises:
         EmbeddedUnavailable: no scratch server could be started here.
+        UsageError: the identities are not those that the backup was encrypted for.
         ServiceUnreachable, ServiceRefused: the storage did not answer.
     """
     began = mono()
