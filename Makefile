@@ -46,7 +46,7 @@ demo: setup ## Run real agent jobs through embedded engines, then leave nothing 
 
 .PHONY: test
 test: setup node ## Run the tests, against real engines
-	@$(BIN)/pytest -n auto --dist worksteal
+	@$(BIN)/pytest -n auto --maxprocesses=4 --dist worksteal
 
 .PHONY: check
 check: setup ## Check format, lint, types, import layers and generated docs

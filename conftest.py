@@ -9,12 +9,6 @@ import pytest
 from oxherd.errors import EmbeddedUnavailable
 
 pytest_plugins = ["oxherd.testing.fixtures", "pytester"]
-PROCESSES = 4  # at most: each has engines of its own
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a third of the time a test waits for another process."""
-    return min((os.cpu_count() or 1) + 1, PROCESSES)
 
 
 @pytest.fixture(scope="session")
