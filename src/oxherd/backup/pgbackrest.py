@@ -57,7 +57,10 @@ def backups(stanza: str) -> list[Taken]:
         UsageError: pgBackRest is not installed, or does not know the stanza.
         BackupFailed: with what it said.
     """
-    known = _info(stanza)
+    return _taken(_info(stanza))
+
+
+def _taken(known: dict[str, Any]) -> list[Taken]:
     versions = {each["id"]: int(each["version"].partition(".")[0]) for each in known["db"]}
     found = [
         Taken(
@@ -98,10 +101,11 @@ def rewind(stanza: str, to: datetime, folder: Path) -> Taken:
 
 def look(stanza: str) -> str:
     """Its version, and what it has of a stanza, once it has found that WAL arrives. Raises as `backups`."""
-    found, cipher = backups(stanza), _info(stanza)["cipher"]
+    known = _info(stanza)
+    found = _taken(known)
     _run(stanza, "check")
     newest = f", the newest {found[0].name}" if found else ""
-    return f"{installed()}, stanza {stanza}: WAL arrives; {len(found)} base backups{newest}; cipher: {cipher}"
+    return f"{installed()}, stanza {stanza}: WAL arrives; {len(found)} base backups{newest}; cipher: {known['cipher']}"
 
 
 def installed() -> str | None:

@@ -377,7 +377,7 @@ def need_empty(folder: Path) -> None:
 
 def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[Any], folder: Path, told: Told) -> None:
     """Unpack a base backup; an incremental one with all before it, which PostgreSQL then combines."""
-    client = _client(chain[-1], COMBINE)
+    client = _client(chain[-1], COMBINE) if len(chain) > 1 else None
     if len(chain) > 1 and client is None:
         raise UsageError(
             f"{chain[-1].name} is incremental, and no {COMBINE} of Postgres {chain[-1].server} is here",
@@ -385,7 +385,7 @@ def _put_together(storage: Storage, chain: Sequence[Base], identities: Sequence[
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    if client is None or len(chain) == 1:
+    if client is None:
         _unpack(storage, chain[0], identities, folder, told)
         return
     with tempfile.TemporaryDirectory(prefix=".oxherd-", dir=folder.parent) as work:

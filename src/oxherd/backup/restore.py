@@ -26,6 +26,7 @@ from oxherd.store.address import FAULTS, Address
 # Entries of a dump that only Supabase's own servers can take.
 SUPABASES = frozenset({"EVENT TRIGGER", "PUBLICATION", "PUBLICATION TABLE", "SUBSCRIPTION"})
 NEWER = (b"SET transaction_timeout = 0;",)  # what servers before 17 do not know
+OF_A_TABLE = ("TABLE", "TABLE DATA", "ROW SECURITY", "CONSTRAINT", "DEFAULT", "POLICY")  # those that bear its name
 KINDS = (
     "ACCESS METHOD", "AGGREGATE", "CAST", "CHECK CONSTRAINT", "COLLATION", "COMMENT", "CONSTRAINT", "CONVERSION",
     "DATABASE", "DATABASE PROPERTIES", "DEFAULT ACL", "DEFAULT", "DOMAIN", "ENCODING", "EVENT TRIGGER", "EXTENSION",
@@ -246,8 +247,7 @@ async def _one_table(connection: Any, entries: Sequence[_Entry], backup: Opened,
 
     def keep(entry: _Entry) -> bool:
         return (
-            any(entry.is_of(kind, schema, name) for kind in ("TABLE", "TABLE DATA", "ROW SECURITY"))
-            or any(entry.is_of(kind, schema, name) for kind in ("CONSTRAINT", "DEFAULT", "POLICY"))
+            any(entry.is_of(kind, schema, name) for kind in OF_A_TABLE)
             or any(entry.is_of("INDEX", schema, index) for index in indexes)
             or any(entry.is_of(kind, at, each) for at, each, _ in sequences for kind in ("SEQUENCE", "SEQUENCE SET"))
             or any(entry.is_of("SEQUENCE OWNED BY", at, each) for at, each, own in sequences if own)

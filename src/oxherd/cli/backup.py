@@ -301,7 +301,7 @@ def prune(
     rows = [("keep", entry.name, why) for entry, why in plan.keep]
     rows += [("delete", entry.name, f"{_size(entry.manifest.stored)}") for entry in plan.drop]
     rows += [("keep", f"base {base.name}", why) for base, why in plan.keep_bases]
-    rows += [("delete", f"base {base.name}", f"{_size(base.piece.stored)}") for base in plan.drop_bases]
+    rows += [("delete", f"base {base.name}", f"{_size(base.bytes)}") for base in plan.drop_bases]
     if plan.wal:
         rows.append(("delete", "WAL", f"{len(plan.wal)} files, {_size(sum(each.size for each in plan.wal))}"))
     rows += [("delete", name, "left behind by a backup that never ended") for name in plan.abandoned]

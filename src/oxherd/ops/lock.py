@@ -40,10 +40,6 @@ async def held(
     Raises:
         OperationUnderWay: somebody else has it.
     """
-    if getattr(settings, "redis_url", None) is None:
-        told("without a lock: REDIS_URL is not set")
-        yield
-        return
     lock = _Lock(settings, f"{place.environment_id}:{place.service_id}", told)
     value = orjson.dumps(
         {
@@ -79,9 +75,6 @@ async def reserve(settings: Settings, name: str, holder: Mapping[str, str], told
     Raises:
         OperationUnderWay: another rotation has it.
     """
-    if getattr(settings, "redis_url", None) is None:
-        told("without a lock: REDIS_URL is not set")
-        return
     lock = _Lock(settings, f"rotation:{name}", told)
     try:
         other, ms = await lock.take(orjson.dumps(holder), RESERVED_MS)
@@ -97,8 +90,6 @@ async def reserve(settings: Settings, name: str, holder: Mapping[str, str], told
 
 async def set_free(settings: Settings, name: str, holder: Mapping[str, str]) -> None:
     """End what `reserve` began. Where Redis can't be used, it ends by itself within a day."""
-    if getattr(settings, "redis_url", None) is None:
-        return
     lock = _Lock(settings, f"rotation:{name}", lambda _: None)
     try:
         await lock.take(orjson.dumps(holder), 0)
@@ -109,11 +100,14 @@ async def set_free(settings: Settings, name: str, holder: Mapping[str, str]) -> 
 class _Lock:
     def __init__(self, settings: Settings, what: str, told: Callable[[str], None]) -> None:
         self.key = keys_of(settings).operating(what)
-        self._link = Link(settings.redis_url, "lock")
+        self._link = None if getattr(settings, "redis_url", None) is None else Link(settings.redis_url, "lock")
         self._told = told
 
     async def take(self, value: bytes, ms: int) -> tuple[bytes | None, int]:
         """Who else has it, empty where it is ours, and ms until theirs runs out; None where Redis can't be used."""
+        if self._link is None:
+            self._told("without a lock: REDIS_URL is not set")
+            return None, 0
         try:
             await self._link.start()
             other = await self._ask(value, ms)
@@ -127,7 +121,8 @@ class _Lock:
 
     async def close(self) -> None:
         """Without freeing it."""
-        await self._link.stop()
+        if self._link is not None:
+            await self._link.stop()
 
     async def release(self, value: bytes, renewing: asyncio.Task[None] | None) -> None:
         """Free it, if it is still ours."""
@@ -148,6 +143,7 @@ class _Lock:
                     return
 
     async def _ask(self, value: bytes, ms: int) -> list[Any]:
+        assert self._link is not None
         async with asyncio.timeout(5):
             found: list[Any] = await self._link.run(script("holdLock"), self.key, value, ms)
             return found

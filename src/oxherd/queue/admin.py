@@ -18,8 +18,7 @@ from oxherd.queue.pages import Pages, summary
 from oxherd.queue.scripts import script
 
 STATES = tuple(State)
-REMOVED_AT_ONCE = 500
-PROMOTED_AT_ONCE = 500
+AT_ONCE = 500  # jobs that are removed or promoted together
 REOPEN = "then: oxherd gate open"  # how a reason ends where a worker closed the gate, not a person
 CANCEL_KEPT_MS = 3_600_000  # a cancel request outlives its message, for workers that reconnect
 
@@ -136,8 +135,8 @@ class Admin:
         page = await self.pages.page(states, limit=limit)
         ids = [job["id"] for job in page.jobs if job["scheduler"] is None]
         removed = 0
-        for start in range(0, len(ids), REMOVED_AT_ONCE):
-            batch = (self.remove(job_id) for job_id in ids[start : start + REMOVED_AT_ONCE])
+        for start in range(0, len(ids), AT_ONCE):
+            batch = (self.remove(job_id) for job_id in ids[start : start + AT_ONCE])
             removed += sum(await asyncio.gather(*batch))
         counts = await self.counts()
         return removed, sum(counts[state] for state in states)
@@ -170,14 +169,14 @@ class Admin:
         found, place = [], None
         while True:
             page = await self.pages.page(
-                [State.DELAYED], limit=PROMOTED_AT_ONCE, after=place, keep=lambda job: job["processed_on"] is not None
+                [State.DELAYED], limit=AT_ONCE, after=place, keep=lambda job: job["processed_on"] is not None
             )
             found += [job["id"] for job in page.jobs]
             if (place := page.next) is None:
                 break
         promoted = []
-        for start in range(0, len(found), PROMOTED_AT_ONCE):
-            batch = found[start : start + PROMOTED_AT_ONCE]
+        for start in range(0, len(found), AT_ONCE):
+            batch = found[start : start + AT_ONCE]
             ends = await asyncio.gather(*map(self.promote, batch), return_exceptions=True)
             for job_id, end in zip(batch, ends, strict=True):
                 if end is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import datetime as dt
 import json
 import secrets
 import ssl
@@ -18,15 +17,12 @@ import asyncpg
 import kingfisher_sdk
 import pytest
 from bench.audit.planted import alnum, jwt, openrouter, uuid
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fakes import key_services, railway, sentry_api
 from fakes.key_services import FakeOpenRouterKeys, FakeSupabaseApi, FakeUpstash
 from fakes.railway import FakeRailway
 from fakes.sentry_api import FakeSentry
+from fakes.tls import certificate
 from oxherd.cloud.certificates import SSL_REQUEST
 from oxherd.embedded.valkey import Valkey
 from oxherd.ops import audit_formats, audit_reach, audit_verify
@@ -264,19 +260,7 @@ async def test_a_text_can_t_have_a_network_searched():
 @asynccontextmanager
 async def behind_tls(folder, port, *, postgres):
     """A port on which TLS is spoken, with a certificate for `localhost`, in front of one without."""
-    now, key = dt.datetime.now(dt.UTC), ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(*kinds))
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    context = certificate(folder)
 
     async def pump(reader, writer):
         while data := await reader.read(65536):

@@ -52,7 +52,7 @@ async def test_what_waits_between_two_tries_can_be_promoted_and_what_never_ran_k
     queue, queue_name, monkeypatch
 ):
     producer, admin, link = queue
-    monkeypatch.setattr("oxherd.queue.admin.PROMOTED_AT_ONCE", 2)
+    monkeypatch.setattr("oxherd.queue.admin.AT_ONCE", 2)
     later = [await producer.add("a", delay=60_000) for _ in range(3)]
     begun = [await producer.add("b", delay=60_000) for _ in range(5)]
     for job_id in begun:

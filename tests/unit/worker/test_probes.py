@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import ssl
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from fakes.tls import certificate
 from oxherd.app import servers_of
 from oxherd.cloud.certificates import SSL_REQUEST, Server
 from oxherd.settings import Secret, parse_redis_url
@@ -19,25 +15,6 @@ from oxherd.worker import probes
 from oxherd.worker.probes import backup_probe, certificate_probe
 
 HOUR, DAY = 3600, 86_400
-
-
-def certificate(folder, life: float, left: float) -> ssl.SSLContext:
-    """A certificate that nobody signed, for so many days in all, of which so many are left."""
-    now, key = dt.datetime.now(dt.UTC), ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=life - left))
-        .not_valid_after(now + dt.timedelta(days=left))
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(*kinds))
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return context
 
 
 @asynccontextmanager
@@ -72,7 +49,7 @@ async def listening(context: ssl.SSLContext | None, *, postgres: bool = False):
     ],
 )
 async def test_a_certificate_that_ends_soon_is_told_and_read_once_a_day(tmp_path, life, left, says, postgres):
-    async with listening(certificate(tmp_path, life, left), postgres=postgres) as server:
+    async with listening(certificate(tmp_path, life=life, left=left), postgres=postgres) as server:
         probe = certificate_probe({"REDIS_URL": Server("127.0.0.1", server.port, postgres)})
         found = [await probe(), await probe()]
         assert server.visits == 1
