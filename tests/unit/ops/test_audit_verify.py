@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import secrets
-import ssl
 import sys
 from contextlib import asynccontextmanager
 from datetime import date
